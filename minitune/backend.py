@@ -1,0 +1,219 @@
+"""Arrays and devices, the table of twins, the one matrix product, counter-based random numbers. Knows no Tensor.
+
+Everything that differs between NumPy and CuPy, and between a plain and a compiled operation, is decided here, so that
+the mathematics in `ops/` is written once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any     # numpy.ndarray or cupy.ndarray: one text of mathematics serves both, which a type checker cannot say
+
+
+# ---- Devices -----------------------------------------------------------------------------------------------------
+
+def device_of(array: Array) -> str:
+    """The device an array lives on: "cpu" or "cuda"."""
+    return "cuda" if type(array).__module__.partition(".")[0] == "cupy" else "cpu"
+
+
+def array_module(array: Array) -> ModuleType:
+    """The module whose functions take this array: numpy, or cupy for an array on a GPU."""
+    return import_module("cupy") if device_of(array) == "cuda" else np
+
+
+def as_array(data: Any) -> Array:
+    """An array: arrays keep their dtype; Python numbers and lists become float32, int64 or bool.
+
+    Raises TypeError for what is not numeric.
+    """
+    if hasattr(data, "dtype") and hasattr(data, "shape"):
+        array = data if hasattr(data, "ndim") and not isinstance(data, np.generic) else np.asarray(data)
+    else:
+        array = np.asarray(data)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"Tensor: expected numbers, got dtype {array.dtype}. Is the list ragged, or made of text?")
+    return array
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """a @ b: the one entry for matrix products. a (..., M, K), b (..., K, N) -> (..., M, N).
+
+    A stack of matrices times one matrix becomes a single large product, which BLAS runs several times faster.
+    """
+    if b.ndim == 2 and a.ndim > 2:
+        return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[1])
+    return a @ b
+
+
+@cache
+def keep_large_blocks() -> None:
+    """Has the C library keep freed memory for the next step instead of giving it back, which costs a fifth of a step.
+
+    Only glibc knows these settings (mallopt); elsewhere this does nothing. Called by the trainer, never by import.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3             # malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+# ---- Twins: faster versions of operations, found by name ---------------------------------------------------------
+
+class KernelFallback(UserWarning):
+    """A compiled twin exists for an operation but cannot take these inputs; the reference ran instead."""
+
+
+class Twin(NamedTuple):
+    """What computes an operation: its reference, or the twin of one device."""
+
+    forward: Callable
+    backward: Callable
+    unsupported: Callable | None = None         # the reason why a twin cannot take these inputs, or None
+
+
+class _Mode(threading.local):
+    recording = True                            # False inside no_grad
+    kernels = True                              # False inside kernels(False)
+
+
+mode = _Mode()
+_told: set[tuple[str, str]] = set()             # the fallbacks warned about, so that each is told once
+
+
+@contextmanager
+def kernels(on: bool) -> Iterator[None]:
+    """Switches compiled twins on or off inside a `with` block: `with mt.kernels(False): ...` runs the references."""
+    before, mode.kernels = mode.kernels, on
+    try:
+        yield
+    finally:
+        mode.kernels = before
+
+
+@cache
+def twin(device: str, stem: str, name: str) -> Twin | None:
+    """The twin of operation `name` in twins/<device>/<stem>.py; None where no such file, name or compiler is there."""
+    place = f"{__package__}.twins.{device}.{stem}"
+    try:
+        module = import_module(place)
+    except ModuleNotFoundError as missing:
+        if missing.name and (place.startswith(missing.name) or missing.name in ("numba", "llvmlite")):
+            return None
+        raise
+    if not hasattr(module, f"{name}_forward"):
+        return None
+    return Twin(*(getattr(module, f"{name}_{part}") for part in ("forward", "backward", "unsupported")))
+
+
+def choose(forward: Callable, backward: Callable, arrays: list[Array], settings: dict[str, Any]) -> Twin:
+    """The device's twin if it takes these inputs, else the reference; float64 always takes the reference."""
+    reference = Twin(forward, backward)
+    if not mode.kernels or getattr(arrays[0], "dtype", None) == np.float64:
+        return reference
+    name = forward.__name__.removesuffix("_forward")
+    fast = twin(device_of(arrays[0]), forward.__module__.rpartition(".")[2], name)
+    if fast is None or fast.unsupported is None:
+        return reference
+    reason = fast.unsupported(*arrays, **settings)
+    if reason is None:
+        return fast
+    if (name, reason) not in _told:
+        _told.add((name, reason))
+        warnings.warn(f"{name}: {reason}; the slower reference runs instead", KernelFallback, stacklevel=4)
+    return reference
+
+
+# ---- Random numbers: Philox4x32-10, so that NumPy, numba and CUDA give the same bits -------------------------------
+
+STREAMS = {"init": 0, "dropout": 1, "order": 2, "sample": 3}
+
+
+def philox(seed: int, stream: int, counter: int, count: int) -> np.ndarray:
+    """`count` random uint32, a function of its arguments alone: ten rounds of Philox4x32.
+
+    Block i of four numbers encrypts the 128-bit counter (counter + i, stream) with the 64-bit key `seed`.
+    Source: Salmon, Moraes, Dror and Shaw 2011, Parallel random numbers: as easy as 1, 2, 3, section 3.3.
+
+    >>> [hex(int(word)) for word in philox(0, 0, 0, 4)]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    blocks = -(-count // 4)
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    position = np.uint64(counter) + np.arange(blocks, dtype=np.uint64)
+    x0, x1 = position & low, position >> shift
+    x2, x3 = (np.full(blocks, word, np.uint64) for word in (stream & 0xFFFFFFFF, stream >> 32))
+    key0, key1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    for _ in range(10):
+        product0, product1 = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
+        x0, x1, x2, x3 = ((product1 >> shift) ^ x1 ^ np.uint64(key0), product1 & low,
+                          (product0 >> shift) ^ x3 ^ np.uint64(key1), product0 & low)
+        key0, key1 = (key0 + 0x9E3779B9) & 0xFFFFFFFF, (key1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([x0, x1, x2, x3], -1).astype(np.uint32).reshape(-1)[:count]
+
+
+class Random:
+    """Where every stream of random numbers stands: a seed and a counter for each. A checkpoint stores just these."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.counters: defaultdict[str, int] = defaultdict(int)
+
+    def reserve(self, stream: str, count: int) -> tuple[int, int, int]:
+        """Takes `count` numbers from a stream and returns the (seed, stream, counter) that makes them, any time."""
+        start = self.counters[stream]
+        self.counters[stream] += -(-count // 4)
+        return self.seed, STREAMS[stream], start
+
+    def uniform(self, stream: str, count: int) -> np.ndarray:
+        """`count` float64 numbers in [0, 1), multiples of 2^-24, so that float32 holds them exactly."""
+        return unit_interval(philox(*self.reserve(stream, count), count))
+
+    def normal(self, stream: str, count: int) -> np.ndarray:
+        """`count` float64 numbers from the standard normal distribution.
+
+        Source: Box and Muller 1958, A note on the generation of random normal deviates.
+        """
+        u = self.uniform(stream, 2 * count)
+        radius = np.sqrt(-2 * np.log(1 - u[:count]))                        # 1 - u lies in (0, 1]: its logarithm is finite
+        return radius * np.cos(2 * np.pi * u[count:])
+
+    def permutation(self, stream: str, count: int) -> np.ndarray:
+        """The numbers 0 .. count - 1 in random order."""
+        return np.argsort(philox(*self.reserve(stream, 2 * count), 2 * count).view(np.uint64), kind="stable")
+
+
+def unit_interval(bits: np.ndarray) -> np.ndarray:
+    """uint32 -> float64 in [0, 1) with 24 bits."""
+    return (bits >> np.uint32(8)) * 2.0**-24
+
+
+random = Random()
+
+
+def seed(number: int) -> None:
+    """Sets every random stream of minitune: weights, dropout, the order of batches, sampling.
+
+    Raises ValueError where `number` is not an integer from 0 to 2^64 - 1.
+    """
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or not 0 <= number < 2**64:
+        raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {number!r}")
+    random.seed = int(number)
+    random.counters.clear()

@@ -1,0 +1,164 @@
+"""The `minitune` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import NoReturn
+
+import numpy as np
+
+from . import __version__, backend, tune
+from .data import Dataset, load
+from .experiments import Pretraining, Protocol, Results, pretrain, sample_efficiency
+from .experiments.sample_efficiency import METHODS
+from .models import Classifier, from_pretrained
+
+DEMO_PRETRAINING = Pretraining(block_size=64, batch_size=32, steps=900)
+DEMO = Protocol(sizes=(16, 64, 256), sweep_at=64, longest=2)
+QUICK_PRETRAINING = replace(DEMO_PRETRAINING, steps=150)
+QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=64, longest=1, least_steps=30,
+                 rates={"scratch": (1e-3,), "frozen": (1e-2,), "full": (3e-4,), "lora": (3e-3,)})
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 2 for wrong input, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"minitune {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nminitune {options.command}: interrupted. What is finished is kept: the same command goes on from there.",
+              file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="minitune", description="Transfer learning from scratch: pre-train a small language model, "
+                    "fine-tune it on few labels, and see what pre-training is worth.")
+    parser.add_argument("--version", action="version", version=f"minitune {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the main job, in about four minutes", description=(
+        "Pre-trains a small GPT on English that your Python carries with it (its manual and docstrings), then trains "
+        "classifiers on 16, 64 and 256 labels in four ways: from scratch, only a new head (frozen), every weight (full), "
+        "and low-rank adapters (lora). Shows a table, a plot and what pre-training is worth in labels. Started again "
+        "with the same --out, it goes on where it stopped."))
+    demo.add_argument("--quick", action="store_true", help="a smaller run that ends within a minute; its figures are rough")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR",
+                      help="where results.jsonl, sample_efficiency.png and model/ go (default: runs/demo)")
+    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="the first of the seeds (default: 0)")
+    demo.add_argument("--data", default="pydocs", metavar="NAME",
+                      help="pydocs (default, needs no file), ag_news_22k or imdb (files in $MINITUNE_DATA)")
+    demo.add_argument("--workers", type=_workers, default=min(2, os.cpu_count() or 1), metavar="N",
+                      help="runs side by side, a process each (default: 2, or 1 on a single core)")
+    demo.set_defaults(run=run_demo)
+
+    info = commands.add_parser("info", help="versions, cores, BLAS, compiled twins, data sets",
+                               description="Shows what minitune found on this machine, and what would make it faster.")
+    info.set_defaults(run=run_info)
+    return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+# ---- minitune demo -----------------------------------------------------------------------------------------------
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Pre-training, fine-tuning, table, plot, sentence."""
+    start = perf_counter()
+    pretraining, protocol = (QUICK_PRETRAINING, QUICK) if options.quick else (DEMO_PRETRAINING, DEMO)
+    protocol = replace(protocol, seeds=tuple(options.seed + seed for seed in protocol.seeds), sweep_seeds=(options.seed,))
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; give a folder")
+    _warn_of_slow_settings()
+    dataset = load(options.data)
+    print(f"Texts: {dataset}")
+    folder = options.out / "model"
+    gpt = pretrain(dataset, folder, replace(pretraining, seed=options.seed))
+    print(f"Pre-trained: {gpt}\n")
+    _show_methods(dataset, folder, protocol)
+    results = sample_efficiency(dataset, folder, options.out, protocol, workers=options.workers)
+    show_results(results, options.out)
+    print(f"\n{options.out / 'sample_efficiency.png'} shows the curve. {perf_counter() - start:.0f} s in all.")
+    print(f"\n{results.sentence()}")
+
+
+def _show_methods(dataset: Dataset, folder: Path, protocol: Protocol) -> None:
+    """What each method trains."""
+    print("What trains:")
+    for name, method in METHODS.items():
+        report = tune.apply(Classifier(from_pretrained(folder), dataset.labels, protocol.pooling), method)  # type: ignore
+        print(f"  {name:8} {report.trainable:10,} of {report.total:,} parameters ({report.trainable / report.total:.2%})")
+    print()
+
+
+def show_results(results: Results, out: Path) -> None:
+    """Prints table and comparison; writes sample_efficiency.png and results.json."""
+    print(f"\n{results.table()}\n")
+    print("\n".join(results.compared()))
+    results.to_json(out / "results.json")
+    results.plot(out / "sample_efficiency.png")
+
+
+# ---- minitune info -----------------------------------------------------------------------------------------------
+
+def run_info(options: argparse.Namespace) -> None:
+    """Prints what was found, then what to mend."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]       # type: ignore[call-overload,index]
+    rows = {"minitune": __version__, "Python": f"{platform.python_version()} on {platform.platform()}",
+            "cores": str(os.cpu_count()), "BLAS": f"{blas['name']} {blas['version']}"}
+    for package in ("numpy", "tokenizers", "safetensors", "numba", "cupy", "matplotlib", "scikit-learn"):
+        rows[package] = _version(package)
+    gelu = backend.twin("cpu", "elementwise", "gelu")
+    rows["CPU twins"] = "compiled by numba" if gelu else 'none: the references run. pip install "minitune[fast]"'
+    folder = os.environ.get("MINITUNE_DATA")
+    rows["MINITUNE_DATA"] = folder or "not set (pydocs needs no files)"
+    for name, value in rows.items():
+        print(f"{name:14} {value}")
+    _warn_of_slow_settings()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _warn_of_slow_settings() -> None:
+    kernels = os.environ.get("OPENBLAS_CORETYPE")
+    if kernels:
+        print(f"Note: OPENBLAS_CORETYPE={kernels} is set, which keeps NumPy from choosing the fastest matrix products for "
+              "this processor. Unset it unless you need it.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Batch: token ids and, for every token, the interval of tokens that it sees. And the two sets that make batches.
+
+Letters: B rows, T time. All arrays of a batch are (B, T) integers, except the targets of a classifier, which are (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ops import IGNORE
+
+Document = Sequence[int]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a model reads. Position t of row b sees the positions first[b, t] .. last[b, t]; padding has first > last."""
+
+    ids: np.ndarray             # (B, T) token ids
+    positions: np.ndarray       # (B, T) place in the document, from 0
+    first: np.ndarray           # (B, T) the first position seen
+    last: np.ndarray            # (B, T) the last position seen
+    targets: np.ndarray         # (B, T) next tokens or (B,) labels; IGNORE where nothing is to be predicted
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(B, T) booleans: which positions hold a token and not padding."""
+        return self.first <= self.last
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are, padding left out."""
+        return int(self.valid.sum())
+
+    @property
+    def supervised(self) -> int:
+        """How many targets count."""
+        return int((self.targets != IGNORE).sum())
+
+    @classmethod
+    def causal(cls, rows: Sequence[Sequence[Document]], labels: Sequence[int] | np.ndarray | None = None,
+               side: str = "right", pad: int = 0) -> Batch:
+        """Rows of one or more documents each; a token sees its own document up to itself, and nothing else.
+
+        Without `labels` the targets are each document's next tokens. `side` is where shorter rows are padded.
+        Raises ValueError for an empty document, another side, or labels that are not one a row.
+
+        >>> Batch.causal([[[5, 6, 7], [8, 9]]]).first
+        array([[0, 0, 0, 3, 3]])
+        """
+        if side not in ("left", "right"):
+            raise ValueError(f'Batch.causal: side must be "left" or "right", got {side!r}')
+        if labels is not None and len(labels) != len(rows):
+            raise ValueError(f"Batch.causal: expected a label for each of {len(rows)} rows, got {len(labels)}")
+        shape = len(rows), max(sum(map(len, documents)) for documents in rows)
+        ids, positions, targets = np.full(shape, pad), np.zeros(shape, int), np.full(shape, IGNORE)
+        first, last = np.ones(shape, int), np.zeros(shape, int)
+        for b, documents in enumerate(rows):
+            start = 0 if side == "right" else shape[1] - sum(map(len, documents))
+            for document in documents:
+                if not len(document):
+                    raise ValueError(f"Batch.causal: row {b} holds an empty document. Leave empty texts out")
+                end = start + len(document)
+                ids[b, start:end], targets[b, start : end - 1] = document, document[1:]
+                positions[b, start:end] = np.arange(len(document))
+                first[b, start:end], last[b, start:end] = start, np.arange(start, end)
+                start = end
+        return cls(ids, positions, first, last, targets if labels is None else np.asarray(labels, int))
+
+    @classmethod
+    def of_ids(cls, ids: np.ndarray) -> Batch:
+        """A full array (B, T) of ids, every row one document without padding."""
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(f"expected integer ids (B, T), got {ids.dtype} {ids.shape}. For one text write ids[None]")
+        time = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        targets = np.concatenate([ids[:, 1:], np.full((len(ids), 1), IGNORE)], 1)
+        return cls(ids, time, np.zeros_like(time), time, targets)
+
+
+class LanguageModelSet:
+    """Documents end to end, cut into rows of `block_size` tokens; no token sees another document.
+
+    Every token but the first of its document is predicted once, also across the cut between two rows.
+    """
+
+    def __init__(self, documents: Sequence[Document], block_size: int) -> None:
+        lengths = np.array([len(d) for d in documents], int)
+        stream = np.concatenate([np.asarray(d, np.int32) for d in documents]) if len(documents) else np.zeros(0, np.int32)
+        rows = len(stream) // block_size
+        if not rows:
+            raise ValueError(f"LanguageModelSet: {len(stream)} tokens do not fill a row of {block_size}. "
+                             "Give more text or a smaller block_size")
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        targets = np.append(np.where(owner[1:] == owner[:-1], stream[1:], IGNORE), IGNORE)
+        self.ids, self.targets, self.owner = (a[: rows * block_size].reshape(rows, block_size)
+                                              for a in (stream, targets, owner))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def split(self, held_out: int) -> tuple[LanguageModelSet, LanguageModelSet]:
+        """(all rows but the last `held_out`, the last `held_out` rows): the second to measure on."""
+        if not 0 < held_out < len(self):
+            raise ValueError(f"LanguageModelSet.split: held_out must be from 1 to {len(self) - 1}, got {held_out}")
+        parts = copy(self), copy(self)
+        for part, rows in zip(parts, (slice(None, -held_out), slice(-held_out, None))):
+            part.ids, part.targets, part.owner = self.ids[rows], self.targets[rows], self.owner[rows]
+        return parts
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The rows of these numbers as a Batch."""
+        ids, owner = self.ids[rows].astype(int), self.owner[rows]
+        time = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        starts = np.diff(owner, axis=1, prepend=owner[:, :1] - 1) != 0      # (B, T): does a document start here?
+        first = np.maximum.accumulate(np.where(starts, time, 0), 1)
+        return Batch(ids, time - first, first, time, self.targets[rows].astype(int))
+
+
+class ClassificationSet:
+    """Documents with a label each; a batch pads them on the right to its longest."""
+
+    def __init__(self, documents: Sequence[Document], labels: Sequence[int] | np.ndarray, block_size: int) -> None:
+        if len(documents) != len(labels):
+            raise ValueError(f"ClassificationSet: expected as many labels as documents, got {len(labels)} labels and "
+                             f"{len(documents)} documents")
+        self.documents = [np.asarray(document[:block_size], np.int32) for document in documents]
+        self.labels = np.asarray(labels, int)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def subset(self, rows: np.ndarray) -> ClassificationSet:
+        """The set of these rows only."""
+        chosen = ClassificationSet([], [], 0)
+        chosen.documents, chosen.labels = [self.documents[i] for i in rows], self.labels[rows]
+        return chosen
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The rows of these numbers as a Batch, padded to the longest of them."""
+        return Batch.causal([[self.documents[i]] for i in rows], self.labels[rows])

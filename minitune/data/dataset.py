@@ -1,0 +1,136 @@
+"""A data set in memory, named splits of texts and labels, and label subsets for sample-efficiency experiments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True, repr=False)
+class Split:
+    """Texts and, unless the split is unlabelled, one label each: indices (N,) int64 into `Dataset.labels`.
+
+    Raises ValueError when texts and labels differ in number.
+
+    >>> split = Split(["good film", "bad film", "fine film"], np.array([1, 0, 1]))
+    >>> len(split), split.subset([2, 0]).texts
+    (3, ['fine film', 'good film'])
+    """
+
+    texts: list[str]
+    labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.texts):
+            raise ValueError(
+                f"Split: expected one label for each text, got {len(self.texts)} texts and {len(self.labels)} labels. "
+                "Were both cut or shuffled by the same indices?"
+            )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} texts{'' if self.labels is None else ', labelled'})"
+
+    def subset(self, indices: Iterable[int]) -> Split:
+        """The rows at `indices`, in that order, as a new split."""
+        rows = np.fromiter(indices, np.int64)
+        return Split([self.texts[row] for row in rows], None if self.labels is None else self.labels[rows])
+
+
+@dataclass(frozen=True, repr=False)
+class Dataset:
+    """A data set: named splits, the names of its labels, whom to cite and, where the texts depend on it, a version.
+
+    `train`, `valid`, `test` and `unlabelled` are shortcuts into `splits`; a missing one raises KeyError.
+
+    >>> split = Split(["up", "down"], np.array([0, 1]))
+    >>> tiny = Dataset("tiny", ("north", "south"), {"train": split}, citation="none")
+    >>> tiny.train.texts, tiny.fingerprint
+    (['up', 'down'], '2f67db0e09a129ae')
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    splits: dict[str, Split]
+    citation: str
+    version: str = ""
+
+    def _split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise KeyError(f"Dataset {self.name!r}: no split named {name!r}; it has {', '.join(self.splits)}.")
+        return self.splits[name]
+
+    @property
+    def train(self) -> Split:
+        """Labelled texts to learn from."""
+        return self._split("train")
+
+    @property
+    def valid(self) -> Split:
+        """Labelled texts on which settings are chosen."""
+        return self._split("valid")
+
+    @property
+    def test(self) -> Split:
+        """Labelled texts to be touched once, at the end."""
+        return self._split("test")
+
+    @property
+    def unlabelled(self) -> Split:
+        """Texts for pre-training; none of them is in `valid` or `test`."""
+        return self._split("unlabelled")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of SHA-256 over every split's name, texts and labels: record it with a result."""
+        digest = hashlib.sha256()
+        for name, split in self.splits.items():
+            digest.update(f"{name} {len(split)} ".encode())
+            for text in split.texts:
+                content = text.encode("utf-8", "surrogatepass")
+                digest.update(b"%d " % len(content) + content)  # the length keeps "ab", "c" apart from "a", "bc"
+            if split.labels is not None:
+                digest.update(split.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
+        return f"Dataset({self.name!r}: {sizes}; labels {', '.join(self.labels)})"
+
+
+def nested_subsets(labels: np.ndarray, sizes: Sequence[int], seed: int) -> dict[int, np.ndarray]:
+    """Indices (n,) of a class-balanced random subset for each n in `sizes`, every smaller one inside every larger one.
+
+    Classes differ by at most one row. A subset depends on `labels`, its size and `seed`, not on the other sizes.
+    Raises ValueError for a size below the number of classes and for a class with too few rows.
+
+    >>> subsets = nested_subsets(np.array([0, 0, 0, 0, 1, 1, 1, 1]), sizes=[2, 4], seed=0)
+    >>> {n: len(rows) for n, rows in subsets.items()}, set(subsets[2]) < set(subsets[4])
+    ({2: 2, 4: 4}, True)
+    """
+    labels = np.asarray(labels)
+    classes, counts = np.unique(labels, return_counts=True)
+    if labels.ndim != 1 or not len(labels) or not len(sizes):
+        raise ValueError(f"nested_subsets: expected labels (N,) and some sizes, got {labels.shape} and {list(sizes)}.")
+    if min(sizes) < len(classes):
+        raise ValueError(
+            f"nested_subsets: every size must be at least the number of classes, {len(classes)}, got {min(sizes)}. "
+            "Ask for one label a class or more."
+        )
+    rounds = -(-max(sizes) // len(classes))
+    if counts.min() < rounds:
+        raise ValueError(
+            f"nested_subsets: {max(sizes)} labels of {len(classes)} classes need {rounds} rows a class, but class "
+            f"{classes[counts.argmin()]} has {counts.min()}. Ask for at most {counts.min() * len(classes)} labels."
+        )
+    random = np.random.Generator(np.random.PCG64(seed))
+    rows = [random.permutation(np.flatnonzero(labels == label))[:rounds] for label in classes]
+    # Each round deals one row of every class, the classes in random order; a subset is the first n rows dealt.
+    order = np.concatenate([random.permutation(dealt) for dealt in np.stack(rows, axis=1)])
+    return {size: order[:size] for size in sizes}

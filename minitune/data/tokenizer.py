@@ -1,0 +1,157 @@
+"""Text to token ids and back: byte-level BPE, trained and run by the `tokenizers` library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+END = "<|endoftext|>"
+PAD = "<|padding|>"
+SMALLEST_VOCABULARY = 256 + len((END, PAD))
+
+
+class Tokenizer:
+    """Byte-level byte-pair encoding: text -> UTF-8 bytes -> merges of frequent neighbours -> token ids.
+
+    Every text has an encoding and comes back unchanged, `decode(encode(text)) == text`: there is no unknown token, no
+    normalisation and no added space. `Tokenizer.train` makes one, `Tokenizer.load` reads one.
+
+    Source: Sennrich et al. 2016, Neural Machine Translation of Rare Words with Subword Units, section 3.2; on bytes:
+    Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.2.
+
+    >>> tokenizer = Tokenizer.train(["low lower lowest"] * 10, vocab_size=270)
+    >>> tokenizer.decode(tokenizer.encode("slow café ☕"))
+    'slow café ☕'
+    """
+
+    end: int
+    """The id of the end-of-document token."""
+    pad: int | None
+    """The id of the padding token, never equal to `end`; None where a loaded file has no padding token."""
+
+    def __init__(self, rules: tokenizers.Tokenizer, end: str = END, pad: str = PAD) -> None:
+        found = rules.token_to_id(end)
+        if found is None:
+            raise ValueError(
+                f"Tokenizer: expected an end-of-document token {end!r}, but the vocabulary of "
+                f"{rules.get_vocab_size():,} tokens has none. Name the one it uses: Tokenizer.load(file, end=...)."
+            )
+        self.end = found
+        self.pad = rules.token_to_id(pad)
+        if self.pad == self.end:
+            raise ValueError(f"Tokenizer: end and pad must be two tokens, got {end!r} for both. Leave pad out.")
+        # Files from elsewhere may ask to cut or pad every text; `encode` promises the whole text and nothing else.
+        rules.no_truncation()
+        rules.no_padding()
+        self._rules = rules
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> Tokenizer:
+        """Learn a tokenizer of `vocab_size` tokens (256 bytes, end, padding, merges) from `texts`.
+
+        The same texts in the same order give the same tokenizer. A pair must occur twice to be merged, so texts with
+        too few repetitions give fewer tokens. Raises ValueError when `vocab_size` is below 258, TypeError when `texts`
+        is one string.
+
+        >>> Tokenizer.train(["to be or not to be"] * 9, vocab_size=262).vocab_size
+        262
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"Tokenizer.train: vocab_size must be at least {SMALLEST_VOCABULARY} (256 bytes, {END}, {PAD}), "
+                f"got {vocab_size}. A small model does well with 2,000 to 8,000."
+            )
+        _require_texts("Tokenizer.train", texts)
+        rules = tokenizers.Tokenizer(models.BPE())
+        rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        rules.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[AddedToken(END, special=True), AddedToken(PAD, special=True)],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=progress,
+        )
+        rules.train_from_iterator(texts, trainer)
+        return cls(rules)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, special ones included: ids are 0 .. vocab_size - 1."""
+        return self._rules.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of `text`: no special token is added, and the spelling of one in `text` is plain text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, as `encode` gives them; long lists run on several threads.
+
+        Raises TypeError for what is no text, half a surrogate pair included: it has no UTF-8 bytes.
+        """
+        _require_texts("Tokenizer.encode_batch", texts)
+        # Set here because neither a file nor a pickle keeps it: "<|endoftext|>" in a text must not end a document.
+        self._rules.encode_special_tokens = True
+        try:
+            encodings = self._rules.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError as error:
+            odd = next((text for text in texts if not isinstance(text, str)), "half a surrogate pair")
+            raise TypeError(
+                f"Tokenizer.encode: expected texts (str, valid Unicode), got {odd!r:.60}. Read files with their own "
+                "encoding, or clean a text by text.encode('utf-8', 'replace').decode()."
+            ) from error
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, special tokens left out; bytes that are no UTF-8 (a character cut in two) become U+FFFD.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ValueError(
+                f"Tokenizer.decode: expected ids in 0 .. {self.vocab_size - 1}, got {min(ids)} .. {max(ids)}. "
+                "Do the ids come from another tokenizer?"
+            )
+        return self._rules.decode(ids, skip_special_tokens=True)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the Hugging Face `tokenizer.json` form, whole or not at all."""
+        file = Path(file)
+        unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            unfinished.write_text(self._rules.to_str(pretty=True), encoding="utf-8")
+            os.replace(unfinished, file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str], end: str = END, pad: str = PAD) -> Tokenizer:
+        """Read a `tokenizer.json`, from `save` or from Hugging Face, whose special tokens are spelled `end` and `pad`.
+
+        GPT-2's file has no padding token: `pad` is then None, not `end`, because whoever finds a row's last token by
+        its padding would lose the end token too. Raises FileNotFoundError, and ValueError for a file of another kind
+        or without the end token.
+        """
+        text = Path(file).read_text(encoding="utf-8")
+        try:
+            rules = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(
+                f"Tokenizer.load: expected a Hugging Face tokenizer.json, but {file} is none ({error}). "
+                "Is it a vocab.json or another model's file?"
+            ) from error
+        return cls(rules, end, pad)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, end={self.end}, pad={self.pad})"
+
+
+def _require_texts(caller: str, texts: object) -> None:
+    """One string is a sequence of strings too, its characters: certainly not what was meant."""
+    if isinstance(texts, str):
+        raise TypeError(f"{caller}: expected a list of texts, got one str. Write [text].")

@@ -1,0 +1,52 @@
+"""Intervals by the bootstrap, paired over seeds and test texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 2000
+Interval = tuple[float, float]
+
+
+class Bootstrap:
+    """Draws seeds and test texts anew, with replacement, the same draws for every method: so differences are paired.
+
+    `wrong` of a method is (S, N): whether the run of seed s put text n into a wrong class.
+    Source: Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3 (percentile interval).
+    """
+
+    def __init__(self, seeds: int, texts: int, resamples: int = RESAMPLES) -> None:
+        random = np.random.default_rng(0)
+        self.seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds        # (R, S)
+        self.texts = random.multinomial(texts, np.full(texts, 1 / texts), resamples) / texts        # (R, N)
+
+    def errors(self, wrong: np.ndarray) -> np.ndarray:
+        """The error of every resample: (R,)"""
+        return ((self.seeds @ wrong) * self.texts).sum(1)
+
+
+def interval(values: np.ndarray) -> Interval:
+    """The middle 95 % of the values."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def labels_needed(error: np.ndarray, sizes: Sequence[int], curve: np.ndarray) -> np.ndarray:
+    """How many labels a curve needs to reach an error: infinity where it never does, 0 where its first point is lower.
+
+    The curve is read along straight lines in log(labels), after the smallest error so far (more labels never hurt).
+    Shapes: error (R,), curve (R, len(sizes)) -> (R,)
+    """
+    falling = np.minimum.accumulate(curve, 1)
+    logs = np.log(np.asarray(sizes, float))
+    needed = np.full(len(error), np.inf)
+    for left in reversed(range(len(sizes) - 1)):
+        above, below = falling[:, left], falling[:, left + 1]
+        inside = (below <= error) & (error < above)
+        share = (above - error)[inside] / (above - below)[inside]
+        needed[inside] = np.exp(logs[left] + share * (logs[left + 1] - logs[left]))
+    needed[falling[:, 0] == error] = sizes[0]
+    needed[falling[:, 0] < error] = 0
+    return needed

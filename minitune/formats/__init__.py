@@ -1,0 +1,1 @@
+"""Names and arrays on disk. Knows no model class."""

@@ -1,0 +1,9 @@
+"""Layers with parameters, from which models are built."""
+
+from .layers import Dropout, Embedding, LayerNorm, Linear
+from .module import Module
+from .parameter import Parameter, filled, normal, shapes_only, uniform
+from .transformer import MLP, Attention, TransformerBlock
+
+__all__ = ["MLP", "Attention", "Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter",
+           "TransformerBlock", "filled", "normal", "shapes_only", "uniform"]

@@ -1,0 +1,109 @@
+"""Module: layers made of layers, and the names of everything in them that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+from .parameter import Parameter
+
+
+class Module:
+    """A layer or a model: its attributes that are Parameters, Modules or lists of Modules are its parts.
+
+    Parts are found by looking, in the order in which they were set; nothing is registered. A subclass defines
+    `forward`.
+    """
+
+    training: bool = True
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        return self.forward(*inputs, **settings)        # type: ignore[attr-defined]
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) of the direct parts; a list `blocks` gives "blocks.0", "blocks.1" ..."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list):
+                yield from ((f"{name}.{i}", part) for i, part in enumerate(value) if isinstance(part, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(name, module) of this module, named "", and of everything inside it, top down."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, parameter) in order; a parameter used twice (a tied embedding) comes once, under its first name."""
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """The parameters, each once."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def num_parameters(self, trainable: bool = False) -> int:
+        """How many numbers the parameters hold; with `trainable`, only those that are trained."""
+        return sum(p.size for p in self.parameters() if p.requires_grad or not trainable)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Module:
+        """Makes every parameter trainable, or none. Returns the module."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self) -> None:
+        """Drops every gradient."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def train(self, mode: bool = True) -> Module:
+        """Switches dropout on (or off) in this module and all inside it. Returns the module."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switches dropout off. Returns the module."""
+        return self.train(False)
+
+    def set_part(self, name: str, part: Module) -> None:
+        """Puts another module in the place of the one called `name`, as in "blocks.0.attention.query"."""
+        path = name.split(".")
+        owner: Any = self
+        for step in path[:-1]:
+            owner = owner[int(step)] if isinstance(owner, list) else getattr(owner, step)
+        if isinstance(owner, list):
+            owner[int(path[-1])] = part
+        else:
+            setattr(owner, path[-1], part)
+
+    def state_dict(self) -> dict[str, Array]:
+        """{name: array} of all parameters; the arrays are the parameters' own, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> None:
+        """Copies arrays into the parameters of the same names.
+
+        Raises ValueError, before anything is changed, where a shape differs or, if `strict`, a name is missing or
+        unknown; all of them are listed.
+        """
+        own = dict(self.named_parameters())
+        wrong = [f"{name}: expected {own[name].shape}, got {tuple(state[name].shape)}"
+                 for name in own if name in state and own[name].shape != tuple(state[name].shape)]
+        if strict:
+            wrong += [f"{name}: missing" for name in own if name not in state]
+            wrong += [f"{name}: unknown" for name in state if name not in own]
+        if wrong:
+            raise ValueError("load_state_dict: the arrays do not fit this model:\n  " + "\n  ".join(wrong))
+        for name, array in state.items():
+            if name in own:
+                own[name].data = np.array(array, dtype=own[name].dtype)

@@ -1,0 +1,68 @@
+"""The transformer block of GPT-2: attention and a two-layer perceptron, each after a norm and beside a residual path.
+
+Letters: B batch, T time, C channels, H heads, D = C / H.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from .. import ops
+from ..backend import Array
+from ..tensor import Tensor
+from .layers import Dropout, LayerNorm, Linear
+from .module import Module
+
+
+class Attention(Module):
+    """Self-attention with H heads; query, key, value and output are Linear layers of their own."""
+
+    def __init__(self, channels: int, heads: int, output_std: float = 0.02) -> None:
+        if channels % heads:
+            raise ValueError(f"Attention: heads must divide channels, got {channels} channels and {heads} heads")
+        self.heads = heads
+        self.query, self.key, self.value = (Linear(channels, channels) for _ in range(3))
+        self.output = Linear(channels, channels, std=output_std)
+
+    def forward(self, x: Tensor, first: Array, last: Array, residual: Tensor | None = None) -> Tensor:
+        """x (B, T, C); position t of row b sees first[b, t] .. last[b, t] -> (B, T, C)"""
+        B, T, C = x.shape
+        q, k, v = (layer(x).reshape(B, T, self.heads, -1) for layer in (self.query, self.key, self.value))  # (B, T, H, D)
+        mixed = ops.attention(q, k, v, first, last)                         # (B, T, H, D)
+        return self.output(mixed.reshape(B, T, C), residual)                # (B, T, C)
+
+
+class MLP(Module):
+    """down(gelu(up(x))), with four times as many channels between."""
+
+    def __init__(self, channels: int, output_std: float = 0.02) -> None:
+        self.up = Linear(channels, 4 * channels)
+        self.down = Linear(4 * channels, channels, std=output_std)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (..., C) -> (..., C)"""
+        return self.down(ops.gelu(self.up(x)), residual)
+
+
+class TransformerBlock(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): a pre-norm block.
+
+    The layers that write to the residual path start smaller by sqrt(2 n_layer), since as many of them add up there.
+    Source: Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
+    """
+
+    def __init__(self, channels: int, heads: int, n_layer: int, dropout: float = 0.0) -> None:
+        output_std = 0.02 / sqrt(2 * n_layer)
+        self.attention_norm = LayerNorm(channels)
+        self.attention = Attention(channels, heads, output_std)
+        self.mlp_norm = LayerNorm(channels)
+        self.mlp = MLP(channels, output_std)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, first: Array, last: Array) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        if self.dropout.p and self.training:            # a dropped branch is not yet added to the residual path
+            x = x + self.dropout(self.attention(self.attention_norm(x), first, last))
+            return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = self.attention(self.attention_norm(x), first, last, residual=x)
+        return self.mlp(self.mlp_norm(x), residual=x)

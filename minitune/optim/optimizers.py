@@ -1,0 +1,147 @@
+"""SGD and AdamW. An optimizer holds every parameter of a model from the start and moves those that require a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import sqrt
+
+from ..backend import Array, array_module
+from ..nn import Module, Parameter
+
+
+@dataclass
+class Group:
+    """Parameters that share a rate and a decay. `rate` is relative: the step's rate times this."""
+
+    parameters: list[Parameter]
+    rate: float = 1.0
+    weight_decay: float = 0.0
+
+
+@dataclass
+class Slot:
+    """What an optimizer remembers of one parameter, from its first gradient on; its own count of steps keeps a layer
+    that is unfrozen late from jumping."""
+
+    step: int = 0
+    moments: tuple[Array, ...] = field(default=())
+
+
+def groups_of(model: Module, weight_decay: float = 0.0, decay_all: bool = False) -> list[Group]:
+    """Two groups: the parameters that decay (weights of linear layers; all of them with `decay_all`), and the rest."""
+    every = list(model.parameters())
+    decayed = [p for p in every if p.decays or decay_all]
+    rest = [p for p in every if not (p.decays or decay_all)]
+    return [Group(decayed, weight_decay=weight_decay), Group(rest)]
+
+
+class Optimizer:
+    """Moves parameters against their gradients. `parameters` is a Module, groups, or plain parameters.
+
+    A parameter without a gradient, or frozen, is neither moved nor decayed; its memory is kept.
+    """
+
+    def __init__(self, parameters: Module | Iterable[Group] | Iterable[Parameter], lr: float,
+                 weight_decay: float = 0.0) -> None:
+        if not lr >= 0:
+            raise ValueError(f"{type(self).__name__}: lr must be at least 0, got {lr}")
+        if isinstance(parameters, Module):
+            self.groups = groups_of(parameters, weight_decay)
+        else:
+            listed = list(parameters)
+            plain = [p for p in listed if isinstance(p, Parameter)]
+            self.groups = [g for g in listed if isinstance(g, Group)]
+            self.groups += [Group(plain, weight_decay=weight_decay)] if plain else []
+        if not any(group.parameters for group in self.groups):
+            raise ValueError(f"{type(self).__name__}: expected parameters, got none")
+        self.lr = lr
+        self.slots: dict[int, Slot] = {}        # by id: the groups keep the parameters alive
+
+    def parameters(self) -> list[Parameter]:
+        """Every parameter held, frozen or not."""
+        return [p for group in self.groups for p in group.parameters]
+
+    def step(self) -> None:
+        """Moves every trainable parameter that has a gradient."""
+        for group in self.groups:
+            for p in group.parameters:
+                if p.requires_grad and p.grad is not None:
+                    slot = self.slots.setdefault(id(p), Slot())
+                    slot.step += 1
+                    self.update(p, p.grad, slot, self.lr * group.rate, group.weight_decay)
+
+    def zero_grad(self) -> None:
+        """Drops every gradient."""
+        for p in self.parameters():
+            p.grad = None
+
+    def update(self, p: Parameter, grad: Array, slot: Slot, rate: float, decay: float) -> None:
+        raise NotImplementedError(f"{type(self).__name__} defines no update")
+
+
+class SGD(Optimizer):
+    """p = p - rate * (velocity + decay * p), velocity = momentum * velocity + grad."""
+
+    def __init__(self, parameters: Module | Iterable[Group] | Iterable[Parameter], lr: float, momentum: float = 0.0,
+                 weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        self.momentum = momentum
+
+    def update(self, p: Parameter, grad: Array, slot: Slot, rate: float, decay: float) -> None:
+        if decay:
+            p.data *= 1 - rate * decay
+        if self.momentum:
+            if not slot.moments:
+                slot.moments = (array_module(grad).zeros_like(p.data),)
+            (velocity,) = slot.moments
+            velocity *= self.momentum
+            velocity += grad
+            grad = velocity
+        p.data -= rate * grad
+
+
+class AdamW(Optimizer):
+    """p = p - rate * (m' / (sqrt(v') + eps) + decay * p): Adam with decay beside the gradient instead of inside it.
+
+    m = beta1 m + (1 - beta1) grad and v = beta2 v + (1 - beta2) grad^2; m' and v' divide them by 1 - beta^step, since
+    both start at 0. Built from a Module, only weights of linear layers decay.
+    Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization, algorithm 2.
+    """
+
+    def __init__(self, parameters: Module | Iterable[Group] | Iterable[Parameter], lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        self.betas, self.eps = betas, eps
+
+    def update(self, p: Parameter, grad: Array, slot: Slot, rate: float, decay: float) -> None:
+        xp = array_module(grad)
+        beta1, beta2 = self.betas
+        if not slot.moments:
+            slot.moments = (xp.zeros_like(p.data), xp.zeros_like(p.data))
+        m, v = slot.moments
+        m *= beta1
+        m += (1 - beta1) * grad
+        v *= beta2
+        v += (1 - beta2) * grad * grad
+        if decay:
+            p.data *= 1 - rate * decay
+        unbias1, unbias2 = 1 - beta1**slot.step, 1 - beta2**slot.step
+        step = xp.sqrt(v)                       # sqrt(v') + eps = (sqrt(v) + eps sqrt(unbias2)) / sqrt(unbias2)
+        step += self.eps * sqrt(unbias2)
+        xp.divide(m, step, out=step)
+        step *= rate * sqrt(unbias2) / unbias1
+        p.data -= step
+
+
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scales all gradients down together where their joint Euclidean norm exceeds `max_norm`. Returns the norm before.
+
+    Source: Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks, algorithm 1.
+    """
+    grads = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+    norm = sqrt(sum(float(array_module(g).vdot(g, g)) for g in grads))
+    if norm > max_norm:
+        for grad in grads:
+            grad *= max_norm / norm
+    return norm

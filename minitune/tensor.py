@@ -1,0 +1,236 @@
+"""The engine: Tensor, the record of how it was made, and the backward walk. It knows no operation and no layer."""
+
+from __future__ import annotations
+
+import heapq
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from inspect import signature
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backend import Array, array_module, as_array, choose, device_of, mode
+
+_numbers = count()
+
+
+class Tensor:
+    """An array and how it was made.
+
+    `data` is the array, `grad` the gradient that `backward()` left (an array, or None), `node` the record of the
+    operation that made it; a leaf, an input or a parameter, has none.
+
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4., 6.], dtype=float32)
+    """
+
+    __slots__ = ("data", "requires_grad", "grad", "node", "__weakref__")
+    __array_ufunc__ = None                      # array + Tensor asks Tensor, instead of making an array of objects
+
+    def __init__(self, data: Any, requires_grad: bool = False, node: Node | None = None) -> None:
+        if isinstance(data, Tensor):
+            raise TypeError("Tensor: got a Tensor. Use tensor.detach() for one without its history")
+        self.data: Array = as_array(data)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"Tensor: only floats have gradients, got {self.data.dtype}. Convert with .astype(float)?")
+        self.requires_grad, self.node = requires_grad, node
+        self.grad: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        made = f", made by {self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({self.data!r}{made})"
+
+    def __bool__(self) -> bool:
+        raise TypeError("Tensor: has no truth value. Compare its numbers: tensor.numpy() > 0, or tensor.item() > 0")
+
+    def numpy(self) -> np.ndarray:
+        """The numbers as a NumPy array; from a GPU they are copied."""
+        return self.data.get() if device_of(self.data) == "cuda" else self.data
+
+    def item(self) -> float | int:
+        """The one number of a tensor of size 1, as a Python number."""
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same array without its history."""
+        return Tensor(self.data)
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Adds d self / d leaf to `.grad` of every leaf that requires it.
+
+        `grad` is the gradient of something with respect to this tensor, of its shape; a scalar needs none. What the
+        operations saved is freed on the way, so a graph is walked once.
+        Raises RuntimeError where nothing was recorded or the graph was walked before; ValueError, TypeError for a
+        missing or unfit `grad`.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: nothing was recorded here. Does any input or parameter have "
+                               "requires_grad=True, and was this made outside no_grad()?")
+        grad = _initial_gradient(self, grad)
+        if self.node is None:
+            _add_to_leaf(self, grad, owned=False)
+        else:
+            _walk(self.node, grad)
+
+    if TYPE_CHECKING:                           # given their bodies by operators.py; a test compares the two lists
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __pow__(self, exponent: float) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def exp(self) -> Tensor: ...
+        def log(self) -> Tensor: ...
+        def sqrt(self) -> Tensor: ...
+        def tanh(self) -> Tensor: ...
+        def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def max(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def reshape(self, *shape: Any) -> Tensor: ...
+        def transpose(self, *axes: Any) -> Tensor: ...
+
+
+class Node:
+    """One call of an operation. It points at its parents only, so a graph holds no reference cycle."""
+
+    __slots__ = ("number", "backward", "needs", "saved", "parents")
+
+    def __init__(self, backward: Callable, needs: Any, saved: tuple, parents: list[Node | Tensor | None]) -> None:
+        self.number, self.backward, self.needs = next(_numbers), backward, needs
+        self.saved: tuple | None = saved
+        self.parents = parents
+
+    @property
+    def name(self) -> str:
+        return self.backward.__name__.removesuffix("_backward")
+
+    def run_backward(self, grad: Array) -> tuple:
+        """The gradients for the parents; frees what forward saved."""
+        if self.saved is None:
+            raise RuntimeError(f"backward: {self.name} was walked before and what it saved is freed. "
+                               "Run the forward pass again, or add the losses and call backward once")
+        saved, self.saved = self.saved, None
+        return self.backward(grad, *saved, needs=self.needs)
+
+
+def _walk(last: Node, grad: Array) -> None:
+    """Visits nodes from the last made to the first: a node's number is higher than its parents', so the highest one
+    waiting has no user left that could still add to its gradient."""
+    grads = {last: grad}
+    waiting = [(-last.number, last)]
+    while waiting:
+        node = heapq.heappop(waiting)[1]
+        grad = grads.pop(node)
+        for parent, part in zip(node.parents, node.run_backward(grad), strict=True):
+            if parent is None or part is None:
+                continue
+            if isinstance(parent, Tensor):
+                _add_to_leaf(parent, part, owned=part is not grad and part.base is None)
+            elif parent in grads:
+                grads[parent] = grads[parent] + part
+            else:
+                grads[parent] = part
+                heapq.heappush(waiting, (-parent.number, parent))
+
+
+def _add_to_leaf(leaf: Tensor, part: Array, owned: bool) -> None:
+    """A leaf owns its gradient: the first part is kept if nobody else can write to it, else copied."""
+    if leaf.grad is None:
+        leaf.grad = part if owned else part.copy()
+    else:
+        leaf.grad += part
+
+
+def _initial_gradient(tensor: Tensor, grad: Array | None) -> Array:
+    if grad is None:
+        if tensor.size != 1:
+            raise ValueError(f"backward: a tensor of shape {tensor.shape} needs a gradient of its shape. "
+                             "Did you mean tensor.sum().backward()?")
+        return array_module(tensor.data).ones_like(tensor.data)
+    if isinstance(grad, Tensor):
+        grad = grad.data
+    if getattr(grad, "shape", None) != tensor.shape:
+        raise ValueError(f"backward: grad must have shape {tensor.shape}, got {getattr(grad, 'shape', grad)}")
+    if grad.dtype != tensor.dtype:
+        raise TypeError(f"backward: grad must be {tensor.dtype} like the tensor, got {grad.dtype}")
+    return grad
+
+
+def apply(forward: Callable, backward: Callable, *inputs: Any, **settings: Any) -> Tensor:
+    """Runs an operation, or its twin, on the inputs' arrays and records the way back.
+
+    forward(*inputs, *, settings, needs) -> result, saved       saved: all that lives on until backward
+    backward(grad, *saved, *, needs) -> gradients               one an input, None where needs.<input> is False
+
+    `inputs` are Tensors, arrays, Python numbers or None; only Tensors receive gradients.
+    """
+    needs = _needs_of(forward)([mode.recording and isinstance(t, Tensor) and t.requires_grad for t in inputs])
+    arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
+    _check_alike(forward, arrays)
+    run = choose(forward, backward, arrays, settings)
+    result, saved = run.forward(*arrays, **settings, needs=needs)
+    if True not in needs:
+        return Tensor(result)
+    parents = [(t.node or t) if need else None for t, need in zip(inputs, needs, strict=True)]
+    return Tensor(result, True, Node(run.backward, needs, saved, parents))
+
+
+def _check_alike(forward: Callable, arrays: list[Any]) -> None:
+    """One float dtype and one device among an operation's arrays, or an error that says which."""
+    arrays = [a for a in arrays if hasattr(a, "dtype")]
+    floats = {str(a.dtype) for a in arrays if a.dtype.kind == "f"}
+    if len(floats) > 1:
+        raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must share one float dtype, got "
+                        f"{' and '.join(sorted(floats))}. Convert one with array.astype(...)")
+    if len({device_of(a) for a in arrays}) > 1:
+        raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must be on one device, got "
+                        f"{[device_of(a) for a in arrays]}")
+
+
+@cache
+def _needs_of(forward: Callable) -> Callable:
+    """Makes `needs`: a tuple of booleans named like forward's inputs, or a plain one for forward(*inputs)."""
+    names = [p.name for p in signature(forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return namedtuple("needs", names)._make if names else tuple    # type: ignore[attr-defined,misc]
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Records nothing inside a `with` block, or inside a function it decorates: for evaluation and generation."""
+    before, mode.recording = mode.recording, False
+    try:
+        yield
+    finally:
+        mode.recording = before

@@ -1,0 +1,69 @@
+"""evaluate and predict: a model on a whole set, without recording anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import exp
+from typing import Protocol
+
+import numpy as np
+
+from ..data import Batch
+from ..nn import Module
+from ..tensor import no_grad
+
+
+class BatchSet(Protocol):
+    """What trains and evaluates: a length, and batches by row number."""
+
+    def __len__(self) -> int: ...
+    def batch(self, rows: np.ndarray) -> Batch: ...
+
+
+def _batches(dataset: BatchSet, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row numbers, batch) over the whole set; rows of like length go together, so that little is padding."""
+    lengths = [len(document) for document in getattr(dataset, "documents", ())]
+    order = np.argsort(lengths, kind="stable") if lengths else np.arange(len(dataset))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, dataset.batch(rows)
+
+
+@contextmanager
+def _reading(model: Module) -> Iterator[None]:
+    """The model in evaluation mode, nothing recorded; put back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str, float]:
+    """{"loss": mean loss in nats, "perplexity": e^loss} for a language model, {"loss", "error"} for a classifier.
+
+    Sums are divided by counts over the whole set, so padding and batch size change nothing. "error" is the share of
+    rows whose most likely class is wrong. Raises ValueError for an empty set.
+    """
+    sums: dict[str, tuple[float, int]] = {}
+    with _reading(model):
+        for _, batch in _batches(dataset, batch_size):
+            for name, (amount, count) in model.measure(batch).items():      # type: ignore[attr-defined]
+                before = sums.get(name, (0.0, 0))
+                sums[name] = before[0] + amount, before[1] + count
+    if not any(count for _, count in sums.values()):
+        raise ValueError("evaluate: the set holds nothing to predict")
+    means = {name: amount / count for name, (amount, count) in sums.items()}
+    return means if "error" in means else means | {"perplexity": exp(min(means["loss"], 700.0))}     # e^710 overflows
+
+
+def predict(model: Module, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
+    """The number of the most likely class of every row, (N,) integers."""
+    classes = np.empty(len(dataset), int)
+    with _reading(model):
+        for rows, batch in _batches(dataset, batch_size):
+            classes[rows] = model(batch).numpy().argmax(-1)
+    return classes

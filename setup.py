@@ -1,0 +1,40 @@
+"""Packaging of minitune. The optional parts are extras: pip install "minitune[demo]"."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "minitune" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+FAST = ["numba>=0.61"]
+PLOTS = ["matplotlib>=3.8"]
+DEMO = [*FAST, *PLOTS, "scikit-learn>=1.4"]
+TEST = [*DEMO, "pytest>=8", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
+CUDA = ["ml_dtypes>=0.5"]
+
+setup(
+    name="minitune",
+    version=VERSION,
+    description="Transfer learning written from scratch on NumPy: pre-training, fine-tuning, freezing and LoRA, readable",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["minitune", "minitune.*"]),
+    package_data={"minitune": ["py.typed"]},
+    install_requires=["numpy>=2.0", "tokenizers>=0.20", "safetensors>=0.4", "tqdm>=4.66"],
+    extras_require={
+        "fast": FAST,
+        "plots": PLOTS,
+        "demo": DEMO,
+        "test": TEST,
+        "oracle": ["torch>=2.4", "transformers>=4.48", "peft>=0.14"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14,<15", *CUDA],
+        "cuda13": ["cupy-cuda13x[ctk]>=14,<15", *CUDA],
+        "dev": ["ruff>=0.9", "mypy>=1.14", "types-tqdm"],
+    },
+    entry_points={"console_scripts": ["minitune = minitune.cli:main"]},
+    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+)

@@ -1,0 +1,19 @@
+"""What every test starts from: seed 0, no fallback told yet, and the table of cases importable as `cases`."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import minitune as mt
+from minitune import backend
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("cases")
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Random numbers start from seed 0 and each fallback warning is new, whatever ran before."""
+    mt.seed(0)
+    backend._told.clear()

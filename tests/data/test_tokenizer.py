@@ -1,0 +1,182 @@
+"""Tokenizer: nothing is lost, nothing is added, and files come back as they went."""
+
+import copy
+import json
+import pickle
+import random
+
+import pytest
+
+from minitune.data.tokenizer import END, PAD, Tokenizer
+
+TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a café, naïve façade"] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(TEXTS, vocab_size=300)
+
+
+def random_texts(count=300):
+    """Texts of characters from all over Unicode, surrogates apart."""
+    draw = random.Random(0)
+    ranges = [(0, 0x80), (0x80, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
+    return ["".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randrange(12))) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "  the",
+        "the  ",
+        "\n\n\t \r\n",
+        "\x00",
+        "e\u0301 \u00e9",
+        "\ufeff\ufffd\u2028",
+        "👩\u200d🚀",
+        "it's 're\u00a0",
+    ],
+)
+def test_round_trip_of_odd_texts(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_round_trip_of_random_unicode(tokenizer):
+    texts = random_texts()
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts
+
+
+def test_encode_merges_and_adds_nothing(tokenizer):
+    ids = tokenizer.encode("the cat")
+    assert 0 < len(ids) < len("the cat")
+    assert tokenizer.end not in ids and tokenizer.pad not in ids
+    assert tokenizer.encode_batch(["the cat", ""]) == [ids, []]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_spelled_special_tokens_are_plain_text(tokenizer, copied):
+    text = f"the {END}{PAD} cat"
+    for each in (tokenizer, copied(tokenizer)):
+        ids = each.encode(text)
+        assert each.end not in ids and each.pad not in ids
+        assert each.decode(ids) == text
+
+
+def test_decode_leaves_special_tokens_out(tokenizer):
+    assert tokenizer.end != tokenizer.pad
+    ids = [*tokenizer.encode("the cat"), tokenizer.end, tokenizer.pad, tokenizer.pad]
+    assert tokenizer.decode(ids) == "the cat"
+
+
+def test_decode_of_half_a_character_is_the_replacement_character(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("👩")[:1]) == "\ufffd"
+
+
+def test_training_is_deterministic_and_keeps_to_its_size():
+    first, second = (Tokenizer.train(iter(TEXTS), vocab_size=290) for _ in range(2))
+    assert first._rules.to_str() == second._rules.to_str()
+    assert first.vocab_size == 290
+
+
+def test_vocab_size_too_small():
+    assert Tokenizer.train([], vocab_size=258).vocab_size == 258
+    with pytest.raises(ValueError, match="at least 258.*got 257"):
+        Tokenizer.train(TEXTS, vocab_size=257)
+
+
+def test_one_string_is_no_list_of_texts(tokenizer):
+    with pytest.raises(TypeError, match=r"got one str\. Write \[text\]"):
+        Tokenizer.train("the cat", vocab_size=300)
+    with pytest.raises(TypeError, match=r"got one str\. Write \[text\]"):
+        tokenizer.encode_batch("the cat")
+
+
+@pytest.mark.parametrize(("text", "named"), [(5, "got 5"), (None, "got None"), ("\ud800", "half a surrogate pair")])
+def test_what_is_no_text(tokenizer, text, named):
+    with pytest.raises(TypeError, match=named):
+        tokenizer.encode(text)
+
+
+def test_decode_of_an_id_outside_the_vocabulary(tokenizer):
+    for odd in (tokenizer.vocab_size, -1):
+        with pytest.raises(ValueError, match="another tokenizer"):
+            tokenizer.decode([5, odd])
+
+
+def test_save_and_load(tokenizer, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text("an older file")
+    tokenizer.save(file)
+    loaded = Tokenizer.load(str(file))
+    assert (loaded.vocab_size, loaded.end, loaded.pad) == (tokenizer.vocab_size, tokenizer.end, tokenizer.pad)
+    texts = [*random_texts(20), f"the {END} cat"]
+    assert loaded.encode_batch(texts) == tokenizer.encode_batch(texts)
+    assert [each.name for each in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_a_failed_save_keeps_the_old_file(tokenizer, tmp_path, monkeypatch):
+    file = tmp_path / "tokenizer.json"
+    file.write_text("an older file")
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        tokenizer.save(file)
+    assert file.read_text() == "an older file"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def stored(tokenizer, tmp_path, change):
+    """The file of `tokenizer` after `change` of its JSON."""
+    content = json.loads(tokenizer._rules.to_str())
+    change(content)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_load_without_a_padding_token_as_gpt2(tokenizer, tmp_path):
+    def drop_padding(content):
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != PAD]
+        content["model"]["vocab"]["<|unused|>"] = content["model"]["vocab"].pop(PAD)
+
+    loaded = Tokenizer.load(stored(tokenizer, tmp_path, drop_padding))
+    assert loaded.pad is None and loaded.end == tokenizer.end
+    assert loaded.encode("the cat") == tokenizer.encode("the cat")
+
+
+def test_load_under_other_names_and_without_an_end(tokenizer, tmp_path):
+    def rename_end(content):
+        content["added_tokens"][0]["content"] = "</s>"
+        content["model"]["vocab"]["</s>"] = content["model"]["vocab"].pop(END)
+
+    file = stored(tokenizer, tmp_path, rename_end)
+    assert Tokenizer.load(file, end="</s>").end == tokenizer.end
+    with pytest.raises(ValueError, match=r"has none.*end=\.\.\."):
+        Tokenizer.load(file)
+    with pytest.raises(ValueError, match="two tokens"):
+        Tokenizer.load(file, end="</s>", pad="</s>")
+
+
+def test_load_drops_truncation_and_padding(tokenizer, tmp_path):
+    def add(content):
+        content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+        content["padding"] = {
+            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 1, "pad_type_id": 0, "pad_token": PAD,
+        }  # fmt: skip
+
+    loaded = Tokenizer.load(stored(tokenizer, tmp_path, add))
+    assert loaded.encode("the cat sat on a log") == tokenizer.encode("the cat sat on a log")
+
+
+def test_load_of_something_else(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"expected a Hugging Face tokenizer\.json"):
+        Tokenizer.load(tmp_path / "vocab.json")
+    with pytest.raises(FileNotFoundError):
+        Tokenizer.load(tmp_path / "missing.json")

@@ -126,10 +126,11 @@ def twin(device: str, stem: str, name: str) -> Twin | None:
 def choose(forward: Callable, backward: Callable, arrays: list[Array], settings: dict[str, Any]) -> Twin:
     """The device's twin if it takes these inputs, else the reference; float64 always takes the reference."""
     reference = Twin(forward, backward)
-    if not mode.kernels or getattr(arrays[0], "dtype", None) == np.float64:
+    given = [a for a in arrays if hasattr(a, "dtype")]
+    if not mode.kernels or any(a.dtype == np.float64 for a in given):
         return reference
     name = forward.__name__.removesuffix("_forward")
-    fast = twin(device_of(arrays[0]), forward.__module__.rpartition(".")[2], name)
+    fast = twin(device_of(given[0]), forward.__module__.rpartition(".")[2], name)
     if fast is None or fast.unsupported is None:
         return reference
     reason = fast.unsupported(*arrays, **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,10 +23,10 @@ from .experiments.sample_efficiency import METHODS
 from .models import Classifier, from_pretrained
 
 DEMO_PRETRAINING = Pretraining(block_size=64, batch_size=32, steps=900)
-DEMO = Protocol(sizes=(16, 64, 256), sweep_at=64, longest=2)
+DEMO = Protocol(sizes=(16, 64, 256), scratch_sizes=(512,), sweep_at=64, longest=2)
 QUICK_PRETRAINING = replace(DEMO_PRETRAINING, steps=150)
 QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=64, longest=1, least_steps=30,
-                 rates={"scratch": (1e-3,), "frozen": (1e-2,), "full": (3e-4,), "lora": (3e-3,)})
+                 rates={"scratch": (1e-3,), "frozen": (3e-2,), "full": (3e-4,), "lora": (1e-2,)})
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 2 for wrong input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)       # a polite kill ends the workers too, like Ctrl-C
     try:
         options.run(options)
     except (ValueError, OSError, ImportError) as error:

@@ -168,6 +168,7 @@ def _walk(last: Node, grad: Array) -> None:
 def _add_to_leaf(leaf: Tensor, part: Array, owned: bool) -> None:
     """A leaf owns its gradient: the first part is kept if nobody else can write to it, else copied."""
     if leaf.grad is None:
+        part = as_array(part)                   # the sum over all axes is a number, the gradient of a scalar an array
         leaf.grad = part if owned else part.copy()
     else:
         leaf.grad += part

@@ -77,7 +77,7 @@ def test_a_chain_of_20_000_operations_is_walked_and_freed_without_recursion():
     y.sum().backward()
     assert x.grad.tolist() == [1.0]
     del y
-    assert perf_counter() - start < 10          # a quarter of a second; a walk that looks twice at each node needs hours
+    assert perf_counter() - start < 10          # a quarter of a second; quadratic time would be minutes
     y = leaf(1.0)
     for _ in range(20_000):
         y = y + 1.0
@@ -132,8 +132,9 @@ def test_gradients_of_two_backwards_add_up():
 
 
 @pytest.mark.parametrize("operation", [
-    lambda a, b: a + b, lambda a, b: ops.concat([a, b]), lambda a, b: (a.reshape(1, 3) + b).sum(), lambda a, b: a.sum() + b,
-    lambda a, b: ops.concat([a + 0, b + 0])[1:], lambda a, b: a.reshape(3, 1).transpose() + b.reshape(1, 3),
+    lambda a, b: a + b, lambda a, b: ops.concat([a, b]), lambda a, b: (a.reshape(1, 3) + b).sum(),
+    lambda a, b: a.sum() + b, lambda a, b: ops.concat([a + 0, b + 0])[1:],
+    lambda a, b: a.reshape(3, 1).transpose() + b.reshape(1, 3),
 ], ids=["add", "concat", "sum", "scalar", "slices", "transpose"])
 def test_no_two_leaves_share_their_gradients(operation):
     a, b, grad = leaf(1.0, 2.0, 3.0), leaf(4.0, 5.0, 6.0), None
@@ -196,14 +197,14 @@ def test_nothing_below_the_lowest_trainable_input_is_recorded():
 
 
 def test_a_frozen_input_is_not_kept_for_a_gradient_that_nobody_wants():
-    big, small = Tensor(np.ones((3, 3)), requires_grad=True), Tensor(np.ones((3, 3)))
-    kept = weakref.ref(big.data)
-    y = big * small
-    big = None
-    assert kept() is not None                   # the leaf is a parent
-    y = small * (y * 1.0)
-    saved = [a for a in y.node.saved if isinstance(a, np.ndarray)]
-    assert len(saved) == 1 and saved[0] is small.data
+    x, frozen = Tensor(np.ones((3, 3)), requires_grad=True), Tensor(np.full((3, 3), 2.0))
+    hidden = x * 1.0
+    kept = weakref.ref(hidden.data)
+    y = hidden * frozen                         # the gradient of hidden is frozen's numbers; its own serve nobody
+    del hidden
+    assert kept() is None
+    y.sum().backward()
+    assert x.grad.max() == 2
 
 
 def test_python_numbers_beside_arrays_keep_the_dtype():
@@ -353,7 +354,7 @@ def test_a_second_backward_says_why_it_cannot():
     x = leaf(1.0)
     loss = (x * x).sum()
     loss.backward()
-    with pytest.raises(RuntimeError, match="backward: sum was walked before and what it saved is freed.*add the losses"):
+    with pytest.raises(RuntimeError, match="sum was walked before and what it saved is freed.*add the losses"):
         loss.backward()
     shared = x * x
     shared.sum().backward()
@@ -451,8 +452,8 @@ def test_every_operator_is_declared_for_readers_and_type_checkers_and_no_other()
     (lambda a, b: a**2, [[1, 4]]), (lambda a, b: a @ b.transpose(), [[17]]), (lambda a, b: a[:, 1], [2]),
     (lambda a, b: np.array([[1.0], [2.0]]) @ a, [[1, 2], [2, 4]]), (lambda a, b: a.reshape(2), [1, 2]),
     (lambda a, b: a.sum(), 3), (lambda a, b: a.mean(1), [1.5]), (lambda a, b: b.max(axis=1, keepdims=True), [[6]]),
-    (lambda a, b: (b - a).sqrt(), [[2, 2]]), (lambda a, b: (a * 0).exp(), [[1, 1]]), (lambda a, b: (a * 0).tanh(), [[0, 0]]),
-    (lambda a, b: (a / a).log(), [[0, 0]]),
+    (lambda a, b: (b - a).sqrt(), [[2, 2]]), (lambda a, b: (a * 0).exp(), [[1, 1]]),
+    (lambda a, b: (a * 0).tanh(), [[0, 0]]), (lambda a, b: (a / a).log(), [[0, 0]]),
 ])
 def test_operators_and_methods_do_what_they_say(use, expected):
     assert use(Tensor(np.array([[1.0, 2.0]])), Tensor(np.array([[5.0, 6.0]]))).numpy().tolist() == expected

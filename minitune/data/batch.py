@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ops import IGNORE
+from .dataset import Split
+from .tokenizer import Tokenizer
 
 Document = Sequence[int]
 
@@ -59,6 +61,8 @@ class Batch:
             raise ValueError(f'Batch.causal: side must be "left" or "right", got {side!r}')
         if labels is not None and len(labels) != len(rows):
             raise ValueError(f"Batch.causal: expected a label for each of {len(rows)} rows, got {len(labels)}")
+        if not len(rows):
+            raise ValueError("Batch.causal: expected at least one row, got none")
         shape = len(rows), max(sum(map(len, documents)) for documents in rows)
         ids, positions, targets = np.full(shape, pad), np.zeros(shape, int), np.full(shape, IGNORE)
         first, last = np.ones(shape, int), np.zeros(shape, int)
@@ -79,7 +83,7 @@ class Batch:
         """A full array (B, T) of ids, every row one document without padding."""
         ids = np.asarray(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise ValueError(f"expected integer ids (B, T), got {ids.dtype} {ids.shape}. For one text write ids[None]")
+            raise ValueError(f"Batch.of_ids: expected integer ids (B, T), got {ids.dtype} {ids.shape}. For one text write ids[None]")
         time = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         targets = np.concatenate([ids[:, 1:], np.full((len(ids), 1), IGNORE)], 1)
         return cls(ids, time, np.zeros_like(time), time, targets)
@@ -92,6 +96,8 @@ class LanguageModelSet:
     """
 
     def __init__(self, documents: Sequence[Document], block_size: int) -> None:
+        if block_size < 1:
+            raise ValueError(f"LanguageModelSet: block_size must be at least 1, got {block_size}")
         lengths = np.array([len(d) for d in documents], int)
         stream = np.concatenate([np.asarray(d, np.int32) for d in documents]) if len(documents) else np.zeros(0, np.int32)
         rows = len(stream) // block_size
@@ -102,6 +108,11 @@ class LanguageModelSet:
         targets = np.append(np.where(owner[1:] == owner[:-1], stream[1:], IGNORE), IGNORE)
         self.ids, self.targets, self.owner = (a[: rows * block_size].reshape(rows, block_size)
                                               for a in (stream, targets, owner))
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], tokenizer: Tokenizer, block_size: int) -> LanguageModelSet:
+        """The texts as token ids, each with the end token after it."""
+        return cls([[*ids, tokenizer.end] for ids in tokenizer.encode_batch(texts)], block_size)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,11 +142,22 @@ class ClassificationSet:
         if len(documents) != len(labels):
             raise ValueError(f"ClassificationSet: expected as many labels as documents, got {len(labels)} labels and "
                              f"{len(documents)} documents")
+        empty = [i for i, document in enumerate(documents) if not len(document)]
+        if empty:
+            raise ValueError(f"ClassificationSet: document {empty[0]} is empty. Leave empty texts out")
         self.documents = [np.asarray(document[:block_size], np.int32) for document in documents]
         self.labels = np.asarray(labels, int)
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    @classmethod
+    def from_split(cls, split: Split, tokenizer: Tokenizer, block_size: int) -> ClassificationSet:
+        """The labelled texts of a split as token ids, cut to `block_size` with the end token last."""
+        if split.labels is None:
+            raise ValueError("ClassificationSet.from_split: the split has no labels. Is it the unlabelled one?")
+        documents = [[*ids[: block_size - 1], tokenizer.end] for ids in tokenizer.encode_batch(split.texts)]
+        return cls(documents, split.labels, block_size)
 
     def subset(self, rows: np.ndarray) -> ClassificationSet:
         """The set of these rows only."""

@@ -48,8 +48,7 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
     backend.seed(settings.seed)
     texts = dataset.unlabelled.texts
     tokenizer = Tokenizer.train(texts, settings.vocab_size)
-    documents = [[*ids, tokenizer.end] for ids in tokenizer.encode_batch(texts)]
-    rows = LanguageModelSet(documents, settings.block_size)
+    rows = LanguageModelSet.from_texts(texts, tokenizer, settings.block_size)
     train, valid = rows.split(settings.held_out)
     model = GPT(GPTConfig(tokenizer.vocab_size, settings.block_size, settings.n_layer, settings.n_head, settings.n_embd))
     model.tokenizer = tokenizer

@@ -28,16 +28,22 @@ class Results:
         if not rows:
             raise ValueError("Results: expected at least one run")
         self.rows, self.settings = list(rows), settings or {}
-        self.sizes = sorted({row["labels"] for row in rows})
         self.methods = list(dict.fromkeys(row["method"] for row in rows))
+        self._have = {(row["method"], row["labels"]) for row in rows}
+        self.all_sizes = sorted({labels for _, labels in self._have})
+        self.sizes = [n for n in self.all_sizes if all((name, n) in self._have for name in self.methods)]
         self._bootstrap = Bootstrap(len({row["seed"] for row in rows}), rows[0]["test_texts"])
 
     def runs(self, method: str, labels: int) -> list[dict[str, Any]]:
         """The rows of one method at one label count, by seed. Raises ValueError where there are none."""
         chosen = [row for row in self.rows if row["method"] == method and row["labels"] == labels]
         if not chosen:
-            raise ValueError(f"Results: no runs of {method!r} at {labels} labels; methods {self.methods}, sizes {self.sizes}")
+            raise ValueError(f"Results: no runs of {method!r} at {labels} labels; there are {sorted(self._have)}")
         return sorted(chosen, key=lambda row: row["seed"])
+
+    def sizes_of(self, method: str) -> list[int]:
+        """The label counts that a method was run with."""
+        return [n for n in self.all_sizes if (method, n) in self._have]
 
     def mean(self, column: str, method: str, labels: int) -> float:
         """The mean of a column over the seeds."""
@@ -67,11 +73,12 @@ class Results:
 
     def worth(self, method: str, labels: int) -> Estimate:
         """How many labels scratch needs to err as little as `method` does with `labels`; infinity: more than were tried."""
-        curve = [self.mean("error", SCRATCH, n) for n in self.sizes]
-        value = labels_needed(np.array([self.mean("error", method, labels)]), self.sizes, np.array([curve]))
-        resampled = np.stack([self._resampled(SCRATCH, n) for n in self.sizes], 1)
+        sizes = self.sizes_of(SCRATCH)
+        curve = [self.mean("error", SCRATCH, n) for n in sizes]
+        value = labels_needed(np.array([self.mean("error", method, labels)]), sizes, np.array([curve]))
+        resampled = np.stack([self._resampled(SCRATCH, n) for n in sizes], 1)
         # the middle 95 % by rank: between a finite number and infinity there is nothing to interpolate
-        needed = np.sort(labels_needed(self._resampled(method, labels), self.sizes, resampled))
+        needed = np.sort(labels_needed(self._resampled(method, labels), sizes, resampled))
         tail = round(0.025 * len(needed))
         return float(value[0]), float(needed[tail]), float(needed[-1 - tail])
 
@@ -86,14 +93,14 @@ class Results:
         needed, fewest, most = self.worth(method, labels)
         if needed == 0:
             return f"{labels} labels fine-tuned ({method}) are beaten by {self.sizes[0]} labels from scratch."
-        if isinf(needed):
-            return (f"{labels} labels fine-tuned ({method}) match more than {self.sizes[-1]:,} labels from scratch, the most "
-                    f"that were tried (95 % interval from {self._labels(fewest)}).")
-        return (f"{labels} labels fine-tuned ({method}) match about {needed:,.0f} labels from scratch "
-                f"(95 % interval {self._labels(fewest)} to {self._labels(most)}).")
+        about = "" if isinf(needed) else "about "
+        return (f"{labels} labels fine-tuned ({method}) match {about}{self._count(needed)} labels from scratch "
+                f"(95 % interval {self._count(fewest)} to {self._count(most)}).")
 
-    def _labels(self, needed: float) -> str:
-        return f"more than {self.sizes[-1]:,}" if isinf(needed) else f"{needed:,.0f}" if needed else f"under {self.sizes[0]}"
+    def _count(self, labels: float) -> str:
+        """A number of labels from scratch, in words where it lies outside those that were tried."""
+        tried = self.sizes_of(SCRATCH)
+        return f"more than {tried[-1]:,}" if isinf(labels) else f"{labels:,.0f}" if labels else f"under {tried[0]:,}"
 
     def compared(self) -> list[str]:
         """One line a label count: the best tuned method against scratch and against the plain baseline."""
@@ -107,11 +114,10 @@ class Results:
 
     def table(self) -> str:
         """Test error in percent with its interval, for every method and label count; and what each method costs."""
-        head = ["method", *(f"{n:,} labels" for n in self.sizes), "trained", "of", "seconds", "peak MB"]
+        head = ["method", *(f"{n:,} labels" for n in self.all_sizes), "trained", "of", "seconds", "peak MB"]
         lines = [head]
         for name in self.methods:
-            cells = [f"{100 * e:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-                     for e, low, high in (self.error(name, n) for n in self.sizes)]
+            cells = [_percent(self.error(name, n)) if (name, n) in self._have else "" for n in self.all_sizes]
             last = self.sizes[-1]
             costs = [f"{self.mean(column, name, last):,.0f}" for column in ("trainable_parameters", "total_parameters")]
             costs += [f"{self.mean(column, name, last):,.1f}" for column in ("seconds", "peak_memory_mb")]
@@ -119,20 +125,26 @@ class Results:
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         rows = ["  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths)))
                 for line in lines]
-        return "\n".join(["test error in % [95 % interval]; costs at the largest label count", *rows])
+        return "\n".join([f"test error in % [95 % interval]; costs at {self.sizes[-1]:,} labels", *rows])
 
     def plot(self, file: str | Path | None = None) -> Any:
         """Test error against labels, a curve with its interval for each method. Returns the matplotlib Figure."""
-        curves = {name: [(n, *(100 * part for part in self.error(name, n))) for n in self.sizes] for name in self.methods}
+        curves = {name: [(n, *(100 * part for part in self.error(name, n))) for n in self.sizes_of(name)]
+                  for name in self.methods}
         title = f"{self.settings.get('dataset', '')}: how many labels is pre-training worth?"
         return interval_curves(curves, "labelled examples", "test error, %", title, file)   # type: ignore[arg-type]
 
     def to_json(self, file: str | Path) -> None:
         """Writes settings, summary and every run, whole or not at all."""
-        summary = [{"method": name, "labels": n, "error": self.error(name, n)} for name in self.methods for n in self.sizes]
+        summary = [{"method": name, "labels": n, "error": self.error(name, n)} for name, n in sorted(self._have)]
         whole = {"settings": self.settings, "sentence": self.sentence(), "compared": self.compared(), "summary": summary,
                  "runs": self.rows}
         write_text(file, json.dumps(whole, indent=1) + "\n")
+
+
+def _percent(error: Estimate) -> str:
+    value, low, high = (100 * part for part in error)
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _verdict(other: str, difference: Estimate) -> str:

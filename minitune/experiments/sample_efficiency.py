@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..data import ClassificationSet, Dataset, Split, Tokenizer, nested_subsets
+from ..data import ClassificationSet, Dataset, nested_subsets
 from ..models import GPT, Classifier, from_pretrained
 from ..optim import constant
 from ..train import Trainer, predict
@@ -31,16 +32,18 @@ from .runner import run, worker_pool
 BASELINE, SCRATCH = "tf-idf", "scratch"
 METHODS: dict[str, Method] = {SCRATCH: FullConfig(), "frozen": FreezeConfig(), "full": FullConfig(),
                               "lora": LoRAConfig(r=8, lora_alpha=16)}
-RATES = {SCRATCH: (3e-4, 1e-3, 3e-3), "frozen": (3e-3, 1e-2, 3e-2), "full": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
+RATES = {SCRATCH: (3e-4, 1e-3, 3e-3), "frozen": (1e-2, 3e-2, 1e-1), "full": (1e-4, 3e-4, 1e-3), "lora": (3e-3, 1e-2, 3e-2)}
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How every run is made. Tuned runs make `steps(labels)` steps; scratch makes as many and goes on until validation
-    has stalled for `patience` evaluations, up to `longest` times as many. `sweep_at` is the label count at which rates
-    are chosen, None for each count anew."""
+    has stalled for `patience` evaluations, up to `longest` times as many. `scratch_sizes` are label counts for scratch
+    and the plain baseline alone, to see how many labels it takes them. `sweep_at` is the label count at which rates are
+    chosen, None for each count anew."""
 
     sizes: tuple[int, ...] = (16, 64, 256)
+    scratch_sizes: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: dict(RATES))
     sweep_seeds: tuple[int, ...] = (0,)
@@ -51,6 +54,10 @@ class Protocol:
     patience: int = 4
     batch_size: int = 16
     pooling: str = "mean"
+
+    def sizes_of(self, method: str) -> tuple[int, ...]:
+        """The label counts that a method is run with."""
+        return (*self.sizes, *self.scratch_sizes) if method in (SCRATCH, BASELINE) else self.sizes
 
     def steps(self, labels: int) -> int:
         """Steps of a tuned run: `epochs` times through the labels, and at least `least_steps`."""
@@ -87,39 +94,34 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     if lacking:
         raise ValueError(f"sample_efficiency: protocol.rates has no learning rates for {', '.join(lacking)}")
     task = make_task(dataset, backbone, methods, protocol)
-    settings = _settings(dataset, protocol, methods)
+    settings = _settings(dataset, backbone, protocol, methods)
     work: Callable[[dict[str, Any]], dict[str, Any]] = partial(run_one, task)
     with worker_pool(workers) as executor:
         sweep = run(_sweep_specs(protocol, methods, settings), work, Path(out) / "sweep.jsonl", executor,
                     "choosing rates" if progress else "")
         rates = _best_rates(sweep)
-        specs = [{"method": name, "labels": n, "seed": seed, "rate": rates[name, protocol.sweep_at or n], **settings}
-                 for n in protocol.sizes for name in methods for seed in protocol.seeds]
-        if baseline:
-            specs += [{"method": BASELINE, "labels": n, "seed": seed, "rate": None, **settings}
-                      for n in protocol.sizes for seed in protocol.seeds]
+        names = [*methods, BASELINE] if baseline else list(methods)
+        specs = [{"method": name, "labels": n, "seed": seed, "rate": rates.get((name, protocol.sweep_at or n)), **settings}
+                 for name in names for n in protocol.sizes_of(name) for seed in protocol.seeds]
         rows = run(specs, work, Path(out) / "results.jsonl", executor, "fine-tuning" if progress else "")
     return Results(rows, {"dataset": dataset.name, "version": dataset.version, "citation": dataset.citation,
                           "fingerprint": dataset.fingerprint, "protocol": asdict(protocol)})
 
 
-def _settings(dataset: Dataset, protocol: Protocol, methods: Mapping[str, Method]) -> dict[str, Any]:
-    """What makes two runs of equal method, labels and seed different: part of every line, so that results of other
-    settings in the same file are never taken for these."""
-    return {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "protocol": protocol_hash(protocol, methods)}
-
-
-def protocol_hash(protocol: Protocol, methods: Mapping[str, Method]) -> str:
-    """Eight hex digits of what a run depends on beside its method, labels, seed and rate."""
-    from hashlib import sha256
-    kept = {name: value for name, value in asdict(protocol).items() if name not in ("sizes", "seeds", "rates")}
-    return sha256(repr((sorted(kept.items()), sorted(map(repr, methods.items())))).encode()).hexdigest()[:8]
+def _settings(dataset: Dataset, backbone: str | Path, protocol: Protocol, methods: Mapping[str, Method]) -> dict[str, Any]:
+    """What makes two runs of equal method, labels, seed and rate different. It is part of every line, so that lines of
+    other settings in the same file are never taken for these."""
+    free = ("sizes", "scratch_sizes", "seeds", "rates", "sweep_seeds", "sweep_at")      # in the line, or choose its rate
+    kept = {name: value for name, value in asdict(protocol).items() if name not in free}
+    weights = (Path(backbone) / "model.safetensors").read_bytes()
+    return {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "backbone": sha256(weights).hexdigest()[:8],
+            "protocol": sha256(repr((kept, sorted(map(repr, methods.items())))).encode()).hexdigest()[:8]}
 
 
 def _sweep_specs(protocol: Protocol, methods: Mapping[str, Method], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    sizes = protocol.sizes if protocol.sweep_at is None else (protocol.sweep_at,)
     return [{"method": name, "labels": n, "seed": seed, "rate": rate, "sweep": True, **settings}
-            for n in sizes for name in methods for rate in protocol.rates[name] for seed in protocol.sweep_seeds]
+            for name in methods for n in ((protocol.sweep_at,) if protocol.sweep_at else protocol.sizes_of(name))
+            for rate in protocol.rates[name] for seed in protocol.sweep_seeds]
 
 
 def _best_rates(sweep: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
@@ -137,16 +139,10 @@ def make_task(dataset: Dataset, backbone: str | Path, methods: Mapping[str, Meth
     if not isinstance(model, GPT) or model.tokenizer is None:
         raise ValueError(f"sample_efficiency: {backbone} must hold a GPT with its tokenizer.json")
     block_size = model.config.block_size
-    train, valid, test = (encode(split, model.tokenizer, block_size)
+    train, valid, test = (ClassificationSet.from_split(split, model.tokenizer, block_size)
                           for split in (dataset.train, dataset.valid, dataset.test))
     texts = {"train": dataset.train.texts, "valid": dataset.valid.texts, "test": dataset.test.texts}
     return Task(str(backbone), dataset.labels, train, valid, test, texts, methods, protocol)
-
-
-def encode(split: Split, tokenizer: Tokenizer, block_size: int) -> ClassificationSet:
-    """The texts as token ids, cut to `block_size` with the end token last."""
-    documents = [[*ids[: block_size - 1], tokenizer.end] for ids in tokenizer.encode_batch(split.texts)]
-    return ClassificationSet(documents, split.labels, block_size)     # type: ignore[arg-type]
 
 
 def run_one(task: Task, spec: dict[str, Any]) -> dict[str, Any]:

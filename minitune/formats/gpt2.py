@@ -31,12 +31,11 @@ FIXED = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_ep
          "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "n_inner": None}
 
 
-def config_to_hugging_face(config: Any, end: int | None, pad: int | None) -> dict[str, Any]:
-    """The config.json of a GPTConfig; `end` and `pad` are the ids of these tokens, if the tokenizer is known."""
+def config_to_hugging_face(config: Any) -> dict[str, Any]:
+    """The config.json of a GPTConfig."""
     dropout = {key: config.dropout for key in ("resid_pdrop", "embd_pdrop")}
     return {"architectures": ["GPT2LMHeadModel"], **FIXED, **{theirs: getattr(config, own) for theirs, own in SIZES.items()},
-            **dropout, "attn_pdrop": 0.0, "bos_token_id": end, "eos_token_id": end,
-            "pad_token_id": pad}
+            **dropout, "attn_pdrop": 0.0}
 
 
 def labels_to_hugging_face(labels: tuple[str, ...]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Classifier(Module, Pretrained):
         self.backbone, self.labels, self.pooling = backbone, tuple(map(str, labels)), pooling
         channels = backbone.config.n_embd * (3 if pooling == "concat" else 1)   # type: ignore[attr-defined]
         self.head = Linear(channels, len(labels))
+        self.tokenizer = getattr(backbone, "tokenizer", None)
 
     def forward(self, ids: Array) -> Tensor:
         """Integer ids (B, T), or a Batch -> logits (B, classes)"""
@@ -89,7 +90,6 @@ class Classifier(Module, Pretrained):
 
     def to_hugging_face(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """(config, tensors) of the backbone, with the head as `score` and the names of the labels."""
-        self.backbone.tokenizer = self.tokenizer        # type: ignore[attr-defined]
         config, tensors = self.backbone.to_hugging_face()   # type: ignore[attr-defined]
         head = {f"score.{name}": array for name, array in self.head.state_dict().items()}
         return config | gpt2.labels_to_hugging_face(self.labels) | {"minitune_pooling": self.pooling}, tensors | head

@@ -87,9 +87,7 @@ class GPT(Module, Pretrained):
 
     def to_hugging_face(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """(config, tensors) in GPT-2's names."""
-        end, pad = (self.tokenizer.end, self.tokenizer.pad) if self.tokenizer else (None, None)
-        config = gpt2.config_to_hugging_face(self.config, end, pad)
-        return config, gpt2.to_hugging_face(self.state_dict(), self.config.n_layer)
+        return gpt2.config_to_hugging_face(self.config), gpt2.to_hugging_face(self.state_dict(), self.config.n_layer)
 
     def __repr__(self) -> str:
         return f"GPT({self.config}, {self.num_parameters():,} parameters)"

@@ -26,6 +26,8 @@ class Pretrained:
         Every file is written under a temporary name and renamed when whole.
         Raises ValueError for a model with adapters in it: merge or remove them first.
         """
-        write_model(folder, *self.to_hugging_face())
+        config, tensors = self.to_hugging_face()
+        end, pad = (self.tokenizer.end, self.tokenizer.pad) if self.tokenizer else (None, None)
+        write_model(folder, config | {"bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}, tensors)
         if self.tokenizer is not None:
             self.tokenizer.save(Path(folder) / "tokenizer.json")

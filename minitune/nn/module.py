@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from ..backend import Array
+from ..backend import Array, array_module
 from .parameter import Parameter
 
 
@@ -77,6 +75,9 @@ class Module:
 
     def set_part(self, name: str, part: Module) -> None:
         """Puts another module in the place of the one called `name`, as in "blocks.0.attention.query"."""
+        if not name or name not in dict(self.named_modules()):
+            raise ValueError(f"set_part: there is no part {name!r} in {type(self).__name__}. "
+                             "named_modules() gives the names")
         path = name.split(".")
         owner: Any = self
         for step in path[:-1]:
@@ -106,4 +107,4 @@ class Module:
             raise ValueError("load_state_dict: the arrays do not fit this model:\n  " + "\n  ".join(wrong))
         for name, array in state.items():
             if name in own:
-                own[name].data = np.array(array, dtype=own[name].dtype)
+                own[name].data = array_module(own[name].data).array(array, dtype=own[name].dtype)

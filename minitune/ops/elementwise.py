@@ -22,6 +22,7 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
 
 
 def shape_of(a: Any) -> tuple[int, ...]:
+    """The shape of an array or Tensor; () for a Python number."""
     return getattr(a, "shape", ())
 
 
@@ -91,8 +92,11 @@ def mul_backward(grad, a, b, a_shape, b_shape, *, needs):
 
 
 def div(a: Any, b: Any) -> Tensor:
-    """y = a / b, element by element."""
-    return apply(div_forward, div_backward, *_operands("div", a, b))
+    """y = a / b, element by element; the quotient of integers is float32."""
+    a, b = _operands("div", a, b)
+    if not any(getattr(getattr(operand, "dtype", None), "kind", None) == "f" for operand in (a, b)):
+        a, b = (as_array(operand.data if isinstance(operand, Tensor) else operand).astype("float32") for operand in (a, b))
+    return apply(div_forward, div_backward, a, b)
 
 
 def div_forward(a, b, *, needs):
@@ -101,7 +105,7 @@ def div_forward(a, b, *, needs):
 
 def div_backward(grad, a, b, a_shape, b_shape, *, needs):
     grad_a = unbroadcast(grad / b, a_shape) if needs.a else None
-    grad_b = unbroadcast(-grad * a / (b * b), b_shape) if needs.b else None
+    grad_b = unbroadcast(-grad * a / b / b, b_shape) if needs.b else None       # b * b could underflow
     return grad_a, grad_b
 
 

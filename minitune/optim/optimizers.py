@@ -50,11 +50,18 @@ class Optimizer:
             self.groups = groups_of(parameters, weight_decay)
         else:
             listed = list(parameters)
+            wrong = [type(p).__name__ for p in listed if not isinstance(p, (Group, Parameter))]
+            if wrong:
+                raise TypeError(f"{type(self).__name__}: expected Parameters or Groups, got {', '.join(sorted(set(wrong)))}. "
+                                "Pass the Module itself, or model.parameters()")
             plain = [p for p in listed if isinstance(p, Parameter)]
             self.groups = [g for g in listed if isinstance(g, Group)]
             self.groups += [Group(plain, weight_decay=weight_decay)] if plain else []
         if not any(group.parameters for group in self.groups):
             raise ValueError(f"{type(self).__name__}: expected parameters, got none")
+        held = [id(p) for p in self.parameters()]
+        if len(set(held)) < len(held):
+            raise ValueError(f"{type(self).__name__}: a parameter is in two groups and would move twice a step")
         self.lr = lr
         self.slots: dict[int, Slot] = {}        # by id: the groups keep the parameters alive
 
@@ -127,7 +134,7 @@ class AdamW(Optimizer):
         if decay:
             p.data *= 1 - rate * decay
         unbias1, unbias2 = 1 - beta1**slot.step, 1 - beta2**slot.step
-        step = xp.sqrt(v)                       # sqrt(v') + eps = (sqrt(v) + eps sqrt(unbias2)) / sqrt(unbias2)
+        step = xp.asarray(xp.sqrt(v))           # sqrt(v') + eps = (sqrt(v) + eps sqrt(unbias2)) / sqrt(unbias2)
         step += self.eps * sqrt(unbias2)
         xp.divide(m, step, out=step)
         step *= rate * sqrt(unbias2) / unbias1

@@ -76,5 +76,6 @@ class FreezeConfig:
         if self.patterns == "all" and len(names) == sum(1 for _ in model.parameters()):
             raise ValueError("FreezeConfig: this model is all backbone, nothing would train. Give patterns, or put a "
                              "head on it: models.Classifier(model, labels=[...])")
+        freeze(backbone_of(model), self.patterns)           # a pattern that matches nothing raises before anything is changed
         unfreeze(model)
         freeze(backbone_of(model), self.patterns)

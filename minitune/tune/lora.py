@@ -109,7 +109,7 @@ def unmerge(model: Module, certificate: Certificate) -> None:
     if missing:
         raise ValueError(f"unmerge: the certificate is of another model; no merged layer is at {', '.join(missing[:4])}")
     for name, layer in certificate.layers.items():
-        model.set_part(name, layer)
+        model.set_part(name, layer.train(model.training))   # the model's mode may have changed since
 
 
 def _merged(layer: LoRALinear) -> Linear:

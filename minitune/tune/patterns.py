@@ -36,6 +36,8 @@ def match(names: Iterable[str], patterns: Patterns, caller: str) -> list[str]:
             raise ValueError(f"{caller}: {pattern!r} matches nothing" +
                              (f". Did you mean {' or '.join(map(repr, near))}?" if near else f" among {names[:6]} ..."))
         chosen |= found
+    if not chosen:
+        raise ValueError(f"{caller}: expected at least one pattern, got {patterns!r}")
     return [name for name in names if name in chosen]
 
 

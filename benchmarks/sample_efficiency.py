@@ -1,0 +1,82 @@
+"""How many labels is pre-training worth? The full protocol on one data set; results go to benchmarks/results and docs/.
+
+    python benchmarks/sample_efficiency.py pydocs                                      # the settings of `minitune demo`
+    MINITUNE_DATA=... python benchmarks/sample_efficiency.py ag_news_22k               # about 45 minutes on 2 cores
+
+Writes benchmarks/results/sample_efficiency_NAME.json, docs/images/sample_efficiency_NAME.png and the tables in
+docs/what_pretraining_is_worth.md. Stopped and started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+import minitune as mt
+from minitune.cli import DEMO, DEMO_PRETRAINING
+from minitune.experiments import Pretraining, Protocol, Results, pretrain, sample_efficiency
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "what_pretraining_is_worth.md"
+SETTINGS = {
+    "pydocs": (DEMO_PRETRAINING, DEMO),
+    "ag_news_22k": (Pretraining(vocab_size=4096, block_size=64, batch_size=32, steps=3000),
+                    Protocol(sizes=(16, 64, 256, 1024), scratch_sizes=(4096,))),
+    "imdb": (Pretraining(vocab_size=4096, block_size=256, batch_size=16, steps=4000),
+             Protocol(sizes=(16, 64, 256, 1024), scratch_sizes=(4096, 16384))),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", choices=SETTINGS)
+    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/NAME)")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    options = parser.parse_args()
+    out = options.out or ROOT / "runs" / options.data
+    pretraining, protocol = SETTINGS[options.data]
+    start = perf_counter()
+    dataset = mt.data.load(options.data)
+    pretrain(dataset, out / "model", pretraining)
+    results = sample_efficiency(dataset, out / "model", out, protocol, workers=options.workers)
+    results.settings |= {
+        "command": f"python benchmarks/sample_efficiency.py {options.data}", "seconds": round(perf_counter() - start),
+        "pretraining": json.loads((out / "model" / "pretraining.json").read_text(encoding="utf-8")),
+        "python": platform.python_version(), "numpy": np.__version__, "minitune": mt.__version__,
+        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE"),
+    }
+    results.to_json(ROOT / "benchmarks" / "results" / f"sample_efficiency_{options.data}.json")
+    results.plot(ROOT / "docs" / "images" / f"sample_efficiency_{options.data}.png")
+    print(results.table(), *results.compared(), results.sentence(), sep="\n")
+    write_section(options.data, results)
+
+
+def write_section(name: str, results: Results) -> None:
+    """Replaces what stands between the page's two marks for this data set."""
+    perplexity = results.settings["pretraining"]["perplexity"]
+    lines = [f"<!-- {name}: written by benchmarks/sample_efficiency.py -->", "", f"**{results.sentence()}**", "",
+             f"![test error against labels on {name}](images/sample_efficiency_{name}.png)", "", "```", results.table(), "",
+             *results.compared(), "```", "",
+             f"Pre-training: {results.settings['pretraining']['tokens_read']:,} tokens read, perplexity {perplexity:.1f} on "
+             f"held-out rows. All of it, rates included, took {results.settings['seconds'] / 60:.0f} minutes on "
+             f"{results.settings['cores']} cores. Texts: {results.settings['citation']} (fingerprint "
+             f"{results.settings['fingerprint']}). Every run: [JSON](../benchmarks/results/sample_efficiency_{name}.json), "
+             f"made by `{results.settings['command']}`.", "", f"<!-- end of {name} -->"]
+    page = PAGE.read_text(encoding="utf-8")
+    mark = re.compile(f"<!-- {name}: .*?<!-- end of {name} -->", re.DOTALL)
+    if not mark.search(page):
+        sys.exit(f"{PAGE} has no place for {name}: add '<!-- {name}: --> <!-- end of {name} -->' to it")
+    PAGE.write_text(mark.sub(lambda _: "\n".join(lines), page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

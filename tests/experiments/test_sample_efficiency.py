@@ -1,0 +1,88 @@
+"""The experiment end to end on a toy: the protocol it promises is the one it runs."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from minitune import tune
+from minitune.experiments import Protocol, pretrain, sample_efficiency
+from minitune.experiments.runner import read_lines
+from minitune.experiments.sample_efficiency import METHODS, make_task, run_one
+
+from .conftest import TINY
+
+PROTOCOL = Protocol(sizes=(4, 8), scratch_sizes=(16,), seeds=(0, 1), sweep_at=4, least_steps=4, epochs=1, batch_size=4,
+                    longest=2, rates={"scratch": (1e-2, 3e-2), "frozen": (1e-2,), "full": (1e-2,), "lora": (1e-2,)})
+MODULE = sys.modules["minitune.experiments.sample_efficiency"]      # the package's attribute of this name is the function
+COLUMNS = {"method", "labels", "seed", "error", "trainable_parameters", "total_parameters", "seconds", "peak_memory_mb"}
+
+
+@pytest.fixture(scope="module")
+def finished(toy, backbone, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return sample_efficiency(toy, backbone, out, PROTOCOL, progress=False), out
+
+
+def test_every_run_is_a_line_with_the_promised_columns(finished):
+    results, out = finished
+    lines = read_lines(out / "results.jsonl")
+    assert all(set(line) >= COLUMNS for line in lines)
+    assert len(lines) == len(results.rows) == 2 * (2 * 4 + 1 + 2 + 1)     # scratch and tf-idf have one size more
+    assert all(0 <= line["error"] <= 1 and line["peak_memory_mb"] > 0 for line in lines)
+
+
+def test_rates_are_chosen_without_the_test_set(finished):
+    _, out = finished
+    sweep = read_lines(out / "sweep.jsonl")
+    assert len(sweep) == 5 and all("valid_error" in line and "error" not in line and "wrong" not in line for line in sweep)
+    scratch = {line["rate"]: (line["valid_error"], line["valid_loss"]) for line in sweep if line["method"] == "scratch"}
+    used = {line["rate"] for line in read_lines(out / "results.jsonl") if line["method"] == "scratch"}
+    assert used == {min(scratch, key=scratch.__getitem__)}
+
+
+def test_scratch_trains_at_least_as_long_as_the_tuned(finished):
+    results, _ = finished
+    for size in PROTOCOL.sizes:
+        tuned = max(row["steps"] for name in ("frozen", "full", "lora") for row in results.runs(name, size))
+        assert all(row["steps"] >= tuned for row in results.runs("scratch", size))
+
+
+def test_methods_train_what_they_say(finished):
+    results, _ = finished
+    trained = {name: results.mean("trainable_parameters", name, 4) for name in METHODS}
+    assert trained["scratch"] == trained["full"] == results.mean("total_parameters", "full", 4)
+    assert trained["frozen"] == 2 * 16 + 2 and trained["frozen"] < trained["lora"] < trained["full"]
+
+
+def test_a_second_call_runs_nothing_and_gives_the_same(finished, toy, backbone, monkeypatch):
+    results, out = finished
+    monkeypatch.setattr(MODULE, "run_one", None)
+    again = sample_efficiency(toy, backbone, out, PROTOCOL, progress=False)
+    assert again.rows == results.rows
+
+
+def test_the_same_run_gives_the_same_errors(finished, toy, backbone):
+    results, _ = finished
+    row = results.runs("lora", 4)[1]
+    spec = {name: row[name] for name in ("method", "labels", "seed", "rate")}
+    assert run_one(make_task(toy, backbone, METHODS, PROTOCOL), spec)["wrong"] == row["wrong"]
+
+
+def test_pretraining_is_read_again_only_for_the_same_settings_and_texts(toy, backbone, tmp_path, monkeypatch):
+    record = json.loads((backbone / "pretraining.json").read_text())
+    assert record["perplexity"] > 1 and record["fingerprint"] == toy.fingerprint
+    monkeypatch.setattr("minitune.experiments.pretraining.Trainer", None)
+    pretrain(toy, backbone, TINY, progress=False)                           # nothing is trained
+    with pytest.raises(TypeError):
+        pretrain(toy, tmp_path, replace(TINY, seed=1), progress=False)      # this one would have been
+
+
+def test_errors(toy, backbone, tmp_path):
+    with pytest.raises(ValueError, match="no learning rates for dora"):
+        sample_efficiency(toy, backbone, tmp_path, PROTOCOL, methods={"dora": tune.FullConfig()})
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        sample_efficiency(toy, tmp_path / "nothing", tmp_path, PROTOCOL, progress=False)
+    with pytest.raises(RuntimeError, match="Ask for at most 40 labels"):
+        sample_efficiency(toy, backbone, tmp_path, replace(PROTOCOL, sizes=(4, 400)), progress=False)

@@ -9,6 +9,7 @@ from minitune import cli
 from minitune.experiments import Pretraining, Protocol
 
 TINY = Pretraining(vocab_size=400, block_size=16, n_layer=1, n_head=2, n_embd=16, steps=2, batch_size=4, held_out=2)
+MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json")
 PROTOCOL = Protocol(sizes=(8,), seeds=(0,), sweep_at=8, least_steps=2, epochs=0, longest=1,
                     rates={"scratch": (1e-3,), "frozen": (1e-2,), "full": (1e-3,), "lora": (1e-2,)})
 
@@ -25,7 +26,7 @@ def test_the_demo_writes_what_it_promises_and_ends_with_the_sentence(tiny, tmp_p
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert {line["method"] for line in lines} == {"scratch", "frozen", "full", "lora", "tf-idf"}
     assert {line["seed"] for line in lines} == {3}
-    for file in ("sample_efficiency.png", "results.json", "model/model.safetensors", "model/config.json", "model/tokenizer.json"):
+    for file in ("sample_efficiency.png", "results.json", *(f"model/{name}" for name in MODEL_FILES)):
         assert (out / file).stat().st_size > 0
     printed = capsys.readouterr().out
     assert "test error in %" in printed and "8 labels" in printed.splitlines()[-1]
@@ -35,7 +36,8 @@ def test_a_second_demo_goes_on_where_the_first_stopped(tiny, tmp_path, monkeypat
     arguments = ["demo", "--quick", "--out", str(tmp_path), "--workers", "1"]
     cli.main(arguments)
     before = (tmp_path / "results.jsonl").read_text()
-    monkeypatch.setattr(sys.modules["minitune.experiments.sample_efficiency"], "run_one", None)
+    module = sys.modules["minitune.experiments.sample_efficiency"]          # the package's attribute is the function
+    monkeypatch.setattr(module, "run_one", lambda task, spec: pytest.fail(f"ran again: {spec}"))
     monkeypatch.setattr("minitune.experiments.pretraining.Trainer", None)
     assert cli.main(arguments) == 0 and (tmp_path / "results.jsonl").read_text() == before
 
@@ -70,7 +72,8 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capsys):
 
 
 def test_help_and_version(capsys):
-    for arguments, expected in ((["--help"], "demo"), (["demo", "--help"], "from scratch, only a new head"), (["--version"], "minitune 0.")):
+    for arguments, expected in ((["--help"], "demo"), (["demo", "--help"], "from scratch, only a new head"),
+                                (["--version"], "minitune 0.")):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         assert stop.value.code == 0 and expected in " ".join(capsys.readouterr().out.split())

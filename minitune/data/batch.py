@@ -83,7 +83,8 @@ class Batch:
         """A full array (B, T) of ids, every row one document without padding."""
         ids = np.asarray(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise ValueError(f"Batch.of_ids: expected integer ids (B, T), got {ids.dtype} {ids.shape}. For one text write ids[None]")
+            raise ValueError(f"Batch.of_ids: expected integer ids (B, T), got {ids.dtype} {ids.shape}. "
+                             "For one text write ids[None]")
         time = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         targets = np.concatenate([ids[:, 1:], np.full((len(ids), 1), IGNORE)], 1)
         return cls(ids, time, np.zeros_like(time), time, targets)

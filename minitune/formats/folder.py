@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import load_file, save_file
 
 
 def write_whole(file: str | Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary name beside `file` and renames the result, so that `file` is whole or absent."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    write_together({Path(file): write})
+
+
+def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
+    """Writes several files under temporary names and renames them when all are whole: an error leaves the old ones."""
+    unfinished = {file: file.with_name(f".{file.name}.{os.getpid()}") for file in files}
     try:
-        write(unfinished)
-        unfinished.replace(file)
+        for file, write in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(unfinished[file])
+        for file, temporary in unfinished.items():
+            temporary.replace(file)
     finally:
-        unfinished.unlink(missing_ok=True)
+        for temporary in unfinished.values():
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(file: str | Path, text: str) -> None:
@@ -32,22 +39,42 @@ def write_text(file: str | Path, text: str) -> None:
 
 def write_tensors(file: str | Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes named arrays as safetensors, whole or not at all."""
-    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    write_whole(file, lambda unfinished: save_file(whole, unfinished, metadata={"format": "np"}))
+    write_whole(file, lambda unfinished: _save(tensors, unfinished))
+
+
+def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
+    save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, file, metadata={"format": "np"})
 
 
 def read_tensors(file: str | Path) -> dict[str, np.ndarray]:
-    """Reads named arrays. Raises FileNotFoundError or, where the file is damaged, ValueError."""
+    """Reads named arrays; bfloat16, which NumPy has not, comes as float32, which holds it exactly.
+
+    Raises FileNotFoundError or, where the file is damaged, ValueError.
+    """
     try:
+        with safe_open(file, "np") as stored:
+            halves = [name for name in stored.keys() if stored.get_slice(name).get_dtype() == "BF16"]
+        if halves:
+            return {name: _array(view) for name, view in deserialize(Path(file).read_bytes())}
         return load_file(file)
     except SafetensorError as damage:
         raise ValueError(f"{file}: not a whole safetensors file ({damage}). Was a download cut off?") from damage
 
 
-def write_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    """Writes a model's config.json and model.safetensors."""
-    write_tensors(Path(folder) / "model.safetensors", tensors)
-    write_text(Path(folder) / "config.json", json.dumps(config, indent=2) + "\n")
+def _array(view: dict[str, Any]) -> np.ndarray:
+    if view["dtype"] == "BF16":                 # the upper half of a float32
+        return (np.frombuffer(view["data"], "<u2").astype(np.uint32) << 16).view(np.float32).reshape(view["shape"])
+    names = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+    return np.frombuffer(view["data"], names[view["dtype"]]).reshape(view["shape"])
+
+
+def write_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray],
+                others: dict[str, Callable[[Path], Any]]) -> None:
+    """Writes a model's config.json, model.safetensors and the files `others` ({name: what writes it}): all or none."""
+    text = json.dumps(config, indent=2) + "\n"
+    files = {"model.safetensors": lambda file: _save(tensors, file),
+             "config.json": lambda file: file.write_text(text, encoding="utf-8"), **others}
+    write_together({Path(folder) / name: write for name, write in files.items()})
 
 
 def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -55,12 +82,15 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray
 
     Raises FileNotFoundError where one of the two files is missing, ValueError where one is damaged.
     """
-    config, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-    for file in (config, weights):
+    config_file, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+    for file in (config_file, weights):
         if not file.exists():
             raise FileNotFoundError(f"from_pretrained: {file} is missing. A model folder holds config.json and "
                                     "model.safetensors; pickled weights (pytorch_model.bin) are not read")
     try:
-        return json.loads(config.read_text(encoding="utf-8")), read_tensors(weights)
-    except json.JSONDecodeError as damage:
-        raise ValueError(f"{config}: not valid JSON ({damage})") from damage
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as damage:
+        raise ValueError(f"{config_file}: not valid JSON ({damage})") from damage
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_file}: expected a JSON object with the model's sizes, got {type(config).__name__}")
+    return config, read_tensors(weights)

@@ -97,18 +97,28 @@ def from_hugging_face(tensors: Arrays, n_layer: int) -> Arrays:
     for full, array in tensors.items():
         name = full.removeprefix("transformer.")
         module, _, part = name.rpartition(".")
-        if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name) or name == "lm_head.weight":
-            continue                                        # causal masks; and the head, which is tied to wte
-        if fused := re.fullmatch(r"h\.(\d+)\.attn\.c_attn", module):
+        if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
+            continue                                        # causal masks
+        if name == "lm_head.weight":
+            _check_tied(array, tensors)
+        elif fused := re.fullmatch(r"h\.(\d+)\.attn\.c_attn", module):
+            if array.shape[-1] % 3:
+                raise ValueError(f"from_pretrained: {full} must be (C, 3 C) or (3 C,), got {array.shape}")
             for which, third in zip(QKV, np.split(array.T, 3), strict=True):
                 state[f"{prefix}blocks.{fused[1]}.attention.{which}.{part}"] = third
         elif module == "score":
             state[f"head.{part}"] = array
         else:
             state[f"{prefix}{own_names.get(module, module)}.{part}"] = array.T if name.endswith(TRANSPOSED) else array
-    if "score.weight" in tensors and "score.bias" not in tensors:           # Hugging Face's head has none: it adds 0
-        state["head.bias"] = np.zeros(len(tensors["score.weight"]), np.float32)
     return state
+
+
+def _check_tied(head: np.ndarray, tensors: Arrays) -> None:
+    """A head written beside the embedding must equal it: minitune's GPT has one matrix for both."""
+    embedding = tensors.get("transformer.wte.weight", tensors.get("wte.weight"))
+    if embedding is None or not np.array_equal(head, embedding):
+        raise ValueError("from_pretrained: lm_head.weight is not the token embedding; minitune's GPT ties the two. "
+                         "Was the model trained with tie_word_embeddings=false?")
 
 
 def _names(n_layer: int) -> dict[str, str]:

@@ -51,13 +51,14 @@ class Classifier(Module, Pretrained):
     """
 
     def __init__(self, backbone: Module, labels: Sequence[str], pooling: str = "last") -> None:
+        labels = tuple(map(str, labels))
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise ValueError(f"Classifier: expected at least two different labels, got {list(labels)}")
         if pooling not in POOLINGS:
             raise ValueError(f"Classifier: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        self.backbone, self.labels, self.pooling = backbone, tuple(map(str, labels)), pooling
+        self.backbone, self.labels, self.pooling = backbone, labels, pooling
         channels = backbone.config.n_embd * (3 if pooling == "concat" else 1)   # type: ignore[attr-defined]
-        self.head = Linear(channels, len(labels))
+        self.head = Linear(channels, len(labels), bias=False)      # as in Hugging Face's folders, which hold none
         self.tokenizer = getattr(backbone, "tokenizer", None)
 
     def forward(self, ids: Array) -> Tensor:

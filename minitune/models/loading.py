@@ -13,19 +13,20 @@ from .gpt import GPT, GPTConfig
 
 
 def from_pretrained(folder: str | Path) -> GPT | Classifier:
-    """The model in a folder that `save_pretrained` or Hugging Face wrote: a GPT, or a Classifier on one.
+    """The model in a folder that `save_pretrained` or Hugging Face wrote, in evaluation mode: a GPT, or a Classifier on one.
 
     Raises FileNotFoundError where a file is missing, ValueError where its contents do not fit; all misfits are listed.
     """
     config, tensors = read_model(folder)
-    sizes = gpt2.config_from_hugging_face(config)
-    state = gpt2.from_hugging_face(tensors, sizes["n_layer"])
+    sizes = GPTConfig(**gpt2.config_from_hugging_face(config))
+    state = gpt2.from_hugging_face(tensors, sizes.n_layer)
     with shapes_only():                         # no random weights are drawn for a model that is about to be filled
-        model: GPT | Classifier = GPT(GPTConfig(**sizes))
+        model: GPT | Classifier = GPT(sizes)
         if "head.weight" in state:
             labels = gpt2.labels_from_hugging_face(config, len(state["head.weight"]))
             model = Classifier(model, labels, config.get("minitune_pooling", "last"))
     model.load_state_dict(state)
     if (Path(folder) / "tokenizer.json").exists():
         model.tokenizer = Tokenizer.load(Path(folder) / "tokenizer.json")
+    model.eval()                                # as Hugging Face's: dropout is off until the model is trained
     return model

@@ -23,11 +23,10 @@ class Pretrained:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json, model.safetensors and, where the model has one, tokenizer.json.
 
-        Every file is written under a temporary name and renamed when whole.
+        The files are written under temporary names and renamed when all are whole.
         Raises ValueError for a model with adapters in it: merge or remove them first.
         """
         config, tensors = self.to_hugging_face()
         end, pad = (self.tokenizer.end, self.tokenizer.pad) if self.tokenizer else (None, None)
-        write_model(folder, config | {"bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}, tensors)
-        if self.tokenizer is not None:
-            self.tokenizer.save(Path(folder) / "tokenizer.json")
+        config |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
+        write_model(folder, config, tensors, {"tokenizer.json": self.tokenizer.save} if self.tokenizer else {})

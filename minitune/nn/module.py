@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..backend import Array, array_module
+from ..tensor import no_grad
 from .parameter import Parameter
 
 
@@ -72,6 +74,18 @@ class Module:
     def eval(self) -> Module:
         """Switches dropout off. Returns the module."""
         return self.train(False)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside this block dropout is off and nothing is recorded; afterwards every part is in its own mode again."""
+        modes = [(module, module.training) for _, module in self.named_modules()]
+        self.eval()
+        try:
+            with no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def set_part(self, name: str, part: Module) -> None:
         """Puts another module in the place of the one called `name`, as in "blocks.0.attention.query"."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from math import exp
 from typing import Protocol
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from ..data import Batch
 from ..nn import Module
-from ..tensor import no_grad
 
 
 class BatchSet(Protocol):
@@ -30,18 +28,6 @@ def _batches(dataset: BatchSet, batch_size: int) -> Iterator[tuple[np.ndarray, B
         yield rows, dataset.batch(rows)
 
 
-@contextmanager
-def _reading(model: Module) -> Iterator[None]:
-    """The model in evaluation mode, nothing recorded; put back afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str, float]:
     """{"loss": mean loss in nats, "perplexity": e^loss} for a language model, {"loss", "error"} for a classifier.
 
@@ -49,7 +35,7 @@ def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str
     rows whose most likely class is wrong. Raises ValueError for an empty set.
     """
     sums: dict[str, tuple[float, int]] = {}
-    with _reading(model):
+    with model.evaluating():
         for _, batch in _batches(dataset, batch_size):
             for name, (amount, count) in model.measure(batch).items():      # type: ignore[attr-defined]
                 before = sums.get(name, (0.0, 0))
@@ -63,7 +49,7 @@ def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str
 def predict(model: Module, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
     """The number of the most likely class of every row, (N,) integers."""
     classes = np.empty(len(dataset), int)
-    with _reading(model):
+    with model.evaluating():
         for rows, batch in _batches(dataset, batch_size):
             classes[rows] = model(batch).numpy().argmax(-1)
     return classes

@@ -57,6 +57,7 @@ class Trainer:
         self.out, self.progress = Path(out) if out else None, progress
         self.history = History()
         self.step = 0
+        self.losses: list[float] = []           # of the steps since the history's last row
         self.best: tuple[float, int, dict[str, Array]] | None = None        # (score, step, trained weights)
 
     def fit(self) -> History:
@@ -65,20 +66,19 @@ class Trainer:
         self.model.train()
         batches = self._batches()
         label = self.progress if isinstance(self.progress, str) else "training"
-        loss_sum, tokens, seconds = 0.0, 0, 0.0
+        tokens, seconds = 0, 0.0
         with tqdm(total=self.steps, desc=label, unit="step", disable=not self.progress, leave=True) as bar:
             while self.step < self.steps:
                 rate, start = self.lr * self.schedule(self.step, self.steps), perf_counter()
                 step_batches = [next(batches) for _ in range(self.accumulate)]
                 loss = self.train_step(step_batches, rate)
                 self.step += 1
-                loss_sum += loss
+                self.losses.append(loss)
                 tokens, seconds = tokens + sum(b.tokens for b in step_batches), seconds + perf_counter() - start
                 bar.set_postfix_str(f"loss {loss:.3f}, rate {rate:.1e}, {tokens / seconds:,.0f} tokens/s", refresh=False)
                 bar.update()
                 if self.step % self.evaluate_every == 0 or self.step == self.steps:
-                    self._record(loss_sum, rate, tokens / seconds)
-                    loss_sum = 0.0
+                    self._record(rate, tokens / seconds)
                     if self._stalled():
                         break
         if self.best:
@@ -88,6 +88,7 @@ class Trainer:
 
     def train_step(self, batches: list[Batch], rate: float) -> float:
         """One step of the optimizer on all these batches together. Returns the mean loss in nats."""
+        self.optimizer.zero_grad()              # what an interrupted or failed step left must not be added to this one
         totals: dict[str, int] = {}
         for batch in batches:
             for term, count in self.model.counts(batch).items():            # type: ignore[attr-defined]
@@ -99,10 +100,10 @@ class Trainer:
             loss = sum(parts[1:], start=parts[0])
             loss.backward()
             mean += loss.item()
-        if not isfinite(mean):
-            raise FloatingPointError(f"Trainer: the loss is {mean} at step {self.step}, rate {rate:.3g}. "
-                                     "The weights before this step are intact; try a lower rate")
-        clip_grad_norm(self.optimizer.parameters(), self.clip)
+        norm = clip_grad_norm(self.optimizer.parameters(), self.clip)
+        if not isfinite(mean + norm):           # a finite loss can have an infinite slope
+            raise FloatingPointError(f"Trainer: the loss is {mean} and the gradient's norm {norm} at step {self.step}, rate "
+                                     f"{rate:.3g}. The weights before this step are intact; try a lower rate")
         self.optimizer.lr = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -117,10 +118,10 @@ class Trainer:
             rows, order = order[: self.batch_size], order[self.batch_size :]
             yield self.train.batch(rows)
 
-    def _record(self, loss_sum: float, rate: float, speed: float) -> None:
+    def _record(self, rate: float, speed: float) -> None:
         """Adds a row to the history, keeps the weights if they are the best so far, writes both to `out`."""
-        since = self.step - (self.history.rows[-1]["step"] if self.history.rows else 0)
-        row = {"step": self.step, "loss": loss_sum / since, "rate": rate, "tokens_per_second": speed}
+        row = {"step": self.step, "loss": float(np.mean(self.losses)), "rate": rate, "tokens_per_second": speed}
+        self.losses.clear()
         if self.valid is not None:
             measured = evaluate(self.model, self.valid)
             row |= {f"valid_{name}": value for name, value in measured.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..nn import Module, Parameter
-from .patterns import Patterns, backbone_of, match
+from .patterns import Patterns, backbone_of, inside, match
 
 
 def freeze(model: Module, patterns: Patterns = "all") -> list[str]:
@@ -26,8 +26,7 @@ def _set(model: Module, patterns: Patterns, requires_grad: bool, caller: str) ->
     if patterns != "all":
         layers = [name for name, _ in model.named_modules() if name]
         meant = match([*parameters, *layers], patterns, caller)
-        parameters = {name: p for name, p in parameters.items()
-                      if any(name == one or name.startswith(f"{one}.") for one in meant)}
+        parameters = {name: p for name, p in parameters.items() if inside(name, meant)}
     for parameter in parameters.values():
         parameter.requires_grad = requires_grad
     return list(parameters)

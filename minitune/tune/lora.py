@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import ops
 from ..nn import Dropout, Linear, Module, Parameter, filled, uniform
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor
 from .freezing import freeze
 from .patterns import Patterns, backbone_of, match_linear
 
@@ -133,9 +133,5 @@ def _refuse_tied(model: Module, layers: dict[str, LoRALinear]) -> None:
 
 
 def _logits(model: Module, probe: Any) -> np.ndarray:
-    was_training = model.training
-    model.eval()
-    with no_grad():
-        logits = model(probe).numpy()
-    model.train(was_training)
-    return logits
+    with model.evaluating():
+        return model(probe).numpy()

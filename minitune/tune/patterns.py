@@ -24,12 +24,14 @@ def new_parts(model: Module) -> list[Module]:
 def match(names: Iterable[str], patterns: Patterns, caller: str) -> list[str]:
     """The names that at least one pattern means, in their own order.
 
-    A pattern is a name, or the end of one ("query"), in which `*` stands for one step of the path ("blocks.*.mlp"); or
-    any regular expression for such a name. Raises ValueError for a pattern that matches nothing, with the nearest names.
+    A pattern is a name, or the end of one ("query"), in which `*` stands for one step of the path ("blocks.*.mlp"). What
+    holds other signs is a regular expression for such a name (".*(query|value)").
+    Raises ValueError for a pattern that matches nothing, with the nearest names.
     """
     names, chosen = list(names), set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {name for name in names if _means(pattern, name)}
+        is_path = re.fullmatch(r"[\w*]+(\.[\w*]+)*", pattern)       # "blocks.1.*" must not mean blocks 10 and 11 as well
+        found = _ending(names, pattern.replace(".", r"\.").replace("*", r"[^.]+") if is_path else pattern, caller)
         if not found:
             ends = {name.split(".", i)[-1] for name in names for i in range(name.count(".") + 1)} - {""}
             near = get_close_matches(pattern, sorted(ends), n=4, cutoff=0.4)
@@ -41,21 +43,39 @@ def match(names: Iterable[str], patterns: Patterns, caller: str) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _means(pattern: str, name: str) -> bool:
-    ends = [name.split(".", i)[-1] for i in range(name.count(".") + 1)]
-    steps = re.escape(pattern).replace(r"\*", r"[^.]+")
-    if any(re.fullmatch(steps, end) for end in ends):
-        return True
+def _ending(names: list[str], expression: str, caller: str) -> set[str]:
+    """The names that end, after any dot, in what a regular expression means."""
     try:
-        return any(re.fullmatch(pattern, end) for end in ends)
-    except re.error:                            # "*.query" is a path with a star, and no regular expression
-        return False
+        whole = re.compile(expression)
+    except re.error as wrong:
+        raise ValueError(f"{caller}: {expression!r} is neither a name nor a regular expression ({wrong})") from wrong
+    return {name for name in names if any(whole.fullmatch(name.split(".", i)[-1]) for i in range(name.count(".") + 1))}
+
+
+def inside(name: str, others: Iterable[str]) -> bool:
+    """Whether `name` is one of the others, or a part of one of them."""
+    return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
 def match_linear(model: Module, patterns: Patterns, caller: str) -> dict[str, Linear]:
-    """{name in the model: Linear} of the backbone's linear layers that the patterns mean; "all-linear" means each."""
+    """{name in the model: Linear} of the backbone's linear layers that the patterns mean.
+
+    "all-linear" means each of them, a layer that holds others ("blocks.1.mlp") the linear layers in it.
+    Raises ValueError for a pattern that means none.
+    """
     ours = {id(part) for _, part in backbone_of(model).named_modules()}
+    names = [name for name, part in model.named_modules() if id(part) in ours and name]
     linear = {name: part for name, part in model.named_modules() if isinstance(part, Linear) and id(part) in ours}
     if not linear:
         raise ValueError(f"{caller}: the backbone has no linear layers")
-    return linear if patterns == "all-linear" else {name: linear[name] for name in match(linear, patterns, caller)}
+    if patterns == "all-linear":
+        return linear
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = {name for name in linear if inside(name, match(names, pattern, caller))}
+        if not found:
+            raise ValueError(f"{caller}: {pattern!r} means no linear layer; there are {', '.join(list(linear)[:4])} ...")
+        chosen |= found
+    if not chosen:
+        raise ValueError(f"{caller}: expected at least one pattern, got {patterns!r}")
+    return {name: layer for name, layer in linear.items() if name in chosen}

@@ -74,7 +74,7 @@ def test_a_new_head_trains_in_full_and_the_backbone_does_not():
     tune.freeze(model)
     tune.apply(model, tune.LoRAConfig(r=2, target_modules="query"))
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        "head.weight", "head.bias", *(f"backbone.blocks.{i}.attention.query.{part}" for i in range(2) for part in "AB")}
+        "head.weight", *(f"backbone.blocks.{i}.attention.query.{part}" for i in range(2) for part in "AB")}
 
 
 def test_before_training_the_adapted_model_computes_what_the_base_does():
@@ -341,4 +341,5 @@ def test_saving_with_adapters_inside_raises_with_the_repair_and_writes_nothing(t
     assert not (tmp_path / "model").exists()
     tune.merge(model)
     model.save_pretrained(tmp_path / "model")
-    np.testing.assert_array_equal(models.from_pretrained(tmp_path / "model")(BATCH).numpy(), model(BATCH).numpy())
+    loaded = models.from_pretrained(tmp_path / "model")(BATCH).numpy()
+    np.testing.assert_allclose(loaded, model(BATCH).numpy(), rtol=1e-5, atol=1e-6)  # BLAS may sum a transposed copy otherwise

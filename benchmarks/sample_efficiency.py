@@ -57,25 +57,32 @@ def main() -> None:
     results.to_json(ROOT / "benchmarks" / "results" / f"sample_efficiency_{options.data}.json")
     results.plot(ROOT / "docs" / "images" / f"sample_efficiency_{options.data}.png")
     print(results.table(), *results.compared(), results.sentence(), sep="\n")
-    write_section(options.data, results)
+    write_between_marks(PAGE, options.data, section(options.data, results))
+    if options.data == "pydocs":
+        write_between_marks(ROOT / "README.md", "sentence", ["", f"**{results.sentence()}**", ""])
 
 
-def write_section(name: str, results: Results) -> None:
-    """Replaces what stands between the page's two marks for this data set."""
-    perplexity = results.settings["pretraining"]["perplexity"]
-    lines = [f"<!-- {name}: written by benchmarks/sample_efficiency.py -->", "", f"**{results.sentence()}**", "",
-             f"![test error against labels on {name}](images/sample_efficiency_{name}.png)", "", "```", results.table(), "",
-             *results.compared(), "```", "",
-             f"Pre-training: {results.settings['pretraining']['tokens_read']:,} tokens read, perplexity {perplexity:.1f} on "
-             f"held-out rows. All of it, rates included, took {results.settings['seconds'] / 60:.0f} minutes on "
-             f"{results.settings['cores']} cores. Texts: {results.settings['citation']} (fingerprint "
-             f"{results.settings['fingerprint']}). Every run: [JSON](../benchmarks/results/sample_efficiency_{name}.json), "
-             f"made by `{results.settings['command']}`.", "", f"<!-- end of {name} -->"]
-    page = PAGE.read_text(encoding="utf-8")
+def section(name: str, results: Results) -> list[str]:
+    """What docs/what_pretraining_is_worth.md says of this data set."""
+    pretraining = results.settings["pretraining"]
+    return ["", f"**{results.sentence()}**", "",
+            f"![test error against labels on {name}](images/sample_efficiency_{name}.png)", "", "```", results.table(), "",
+            *results.compared(), "```", "",
+            f"Pre-training: {pretraining['tokens_read']:,} tokens read, perplexity {pretraining['perplexity']:.1f} on held-out "
+            f"rows. All of it, rates included, took {results.settings['seconds'] / 60:.0f} minutes on "
+            f"{results.settings['cores']} cores. Texts: {results.settings['citation']} (fingerprint "
+            f"{results.settings['fingerprint']}). Every run: [JSON](../benchmarks/results/sample_efficiency_{name}.json), "
+            f"made by `{results.settings['command']}`.", ""]
+
+
+def write_between_marks(file: Path, name: str, lines: list[str]) -> None:
+    """Replaces what stands in a file between `<!-- name: ... -->` and `<!-- end of name -->`."""
+    text = file.read_text(encoding="utf-8")
     mark = re.compile(f"<!-- {name}: .*?<!-- end of {name} -->", re.DOTALL)
-    if not mark.search(page):
-        sys.exit(f"{PAGE} has no place for {name}: add '<!-- {name}: --> <!-- end of {name} -->' to it")
-    PAGE.write_text(mark.sub(lambda _: "\n".join(lines), page), encoding="utf-8")
+    if not mark.search(text):
+        sys.exit(f"{file} has no place for {name}: add '<!-- {name}: --> <!-- end of {name} -->' to it")
+    whole = "\n".join([f"<!-- {name}: written by benchmarks/sample_efficiency.py -->", *lines, f"<!-- end of {name} -->"])
+    file.write_text(mark.sub(lambda _: whole, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

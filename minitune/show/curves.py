@@ -8,13 +8,15 @@ from typing import Any
 
 COLOURS = ("#444444", "#8c6d31", "#1f77b4", "#d62728", "#2ca02c", "#9467bd")      # told apart in grey as well as in colour
 MARKERS = "osD^vP"
+BESIDE = 1.035                                  # a curve's x is this many times its left neighbour's
 Point = tuple[float, float, float, float]       # x, y, lower end, upper end
 
 
 def interval_curves(curves: Mapping[str, Sequence[Point]], x_label: str, y_label: str, title: str = "",
                     file: str | Path | None = None) -> Any:
-    """One line with a shaded interval for each named list of points (x, y, low, high); x on a logarithmic axis.
+    """One line with upright intervals for each named list of points (x, y, low, high); x on a logarithmic axis.
 
+    Curves stand a little beside each other, so that intervals at the same x can be told apart.
     Returns the matplotlib Figure, and writes it to `file` (PNG, PDF or SVG by its ending) if given.
     Raises ImportError where matplotlib is not installed.
     """
@@ -26,9 +28,10 @@ def interval_curves(curves: Mapping[str, Sequence[Point]], x_label: str, y_label
     axes = figure.add_subplot()
     for i, (name, points) in enumerate(curves.items()):
         x, y, low, high = zip(*sorted(points), strict=True)
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], color=colour, label=name)
-        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        beside = [value * BESIDE ** (i - (len(curves) - 1) / 2) for value in x]
+        ends = [[a - b for a, b in zip(y, low)], [a - b for a, b in zip(high, y)]]
+        axes.errorbar(beside, y, ends, marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], label=name,
+                      capsize=2.5, elinewidth=1, linewidth=1.6)
     ticks = sorted({point[0] for points in curves.values() for point in points})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])

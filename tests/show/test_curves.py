@@ -9,8 +9,11 @@ def test_every_curve_is_drawn_with_its_interval(tmp_path):
     figure = interval_curves({"a": [(64, 2, 1, 3), (16, 4, 3, 5)], "b": [(16, 1, 1, 1)]}, "labels", "error", "title",
                              tmp_path / "new" / "curve.png")
     axes = figure.axes[0]
-    assert [line.get_label() for line in axes.lines] == ["a", "b"]
-    assert list(axes.lines[0].get_xdata()) == [16, 64] and list(axes.lines[0].get_ydata()) == [4, 2]
+    a, b = axes.containers
+    assert [container.get_label() for container in (a, b)] == ["a", "b"]
+    line, _, (bars,) = a.lines
+    assert list(line.get_xdata()) == pytest.approx([16, 64], rel=0.1) and list(line.get_ydata()) == [4, 2]
+    assert [tuple(segment[:, 1]) for segment in bars.get_segments()] == [(3, 5), (1, 3)]
     assert axes.get_xscale() == "log" and [tick.get_text() for tick in axes.get_xticklabels()] == ["16", "64"]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["curve.png"]
 

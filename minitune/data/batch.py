@@ -61,8 +61,9 @@ class Batch:
             raise ValueError(f'Batch.causal: side must be "left" or "right", got {side!r}')
         if labels is not None and len(labels) != len(rows):
             raise ValueError(f"Batch.causal: expected a label for each of {len(rows)} rows, got {len(labels)}")
-        if not len(rows):
-            raise ValueError("Batch.causal: expected at least one row, got none")
+        if not len(rows) or not all(np.iterable(document) for documents in rows for document in documents):
+            raise ValueError("Batch.causal: expected rows of documents of ids, as in [[[5, 6, 7], [8, 9]]] for two documents "
+                             f"in one row, got {rows!r:.60}")
         shape = len(rows), max(sum(map(len, documents)) for documents in rows)
         ids, positions, targets = np.full(shape, pad), np.zeros(shape, int), np.full(shape, IGNORE)
         first, last = np.ones(shape, int), np.zeros(shape, int)

@@ -208,9 +208,9 @@ def _unlabelled(groups: dict[str, list[str]], held_out: set[str], held_out_texts
 def _builtin_docstrings() -> list[str]:
     """The docstrings of the built-in functions and of each built-in type with its methods, all written in C."""
     documents = []
-    for _, thing in sorted(vars(builtins).items()):
-        # IPython and `site` add things of their own, in Python.
-        if isinstance(thing, (type, types.BuiltinFunctionType)) and thing.__module__ == "builtins":
+    for name, thing in sorted(vars(builtins).items()):
+        # IPython and `site` add things of their own, in Python; Jupyter puts its own in the place of `input`.
+        if isinstance(thing, (type, types.BuiltinFunctionType)) and thing.__module__ == "builtins" and name != "input":
             members = sorted(vars(thing).items()) if isinstance(thing, type) else []
             texts = [getattr(each, "__doc__", None) for each in (thing, *(member for _, member in members))]
             documents.append("\n\n".join(inspect.cleandoc(text) for text in texts if isinstance(text, str)))

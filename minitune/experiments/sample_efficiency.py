@@ -99,10 +99,8 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     with worker_pool(workers) as executor:
         sweep = run(_sweep_specs(protocol, methods, settings), work, Path(out) / "sweep.jsonl", executor,
                     "choosing rates" if progress else "")
-        rates = _best_rates(sweep)
         names = [*methods, BASELINE] if baseline else list(methods)
-        specs = [{"method": name, "labels": n, "seed": seed, "rate": rates.get((name, protocol.sweep_at or n)), **settings}
-                 for name in names for n in protocol.sizes_of(name) for seed in protocol.seeds]
+        specs = _final_specs(protocol, names, _best_rates(sweep), settings)
         rows = run(specs, work, Path(out) / "results.jsonl", executor, "fine-tuning" if progress else "")
     return Results(rows, {"dataset": dataset.name, "version": dataset.version, "citation": dataset.citation,
                           "fingerprint": dataset.fingerprint, "protocol": asdict(protocol)})
@@ -119,9 +117,20 @@ def _settings(dataset: Dataset, backbone: str | Path, protocol: Protocol, method
 
 
 def _sweep_specs(protocol: Protocol, methods: Mapping[str, Method], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that choose rates; where there is one rate there is nothing to choose."""
     return [{"method": name, "labels": n, "seed": seed, "rate": rate, "sweep": True, **settings}
             for name in methods for n in ((protocol.sweep_at,) if protocol.sweep_at else protocol.sizes_of(name))
-            for rate in protocol.rates[name] for seed in protocol.sweep_seeds]
+            for rate in protocol.rates[name] for seed in protocol.sweep_seeds if len(protocol.rates[name]) > 1]
+
+
+def _final_specs(protocol: Protocol, names: Sequence[str], best: Mapping[tuple[str, int], float],
+                 settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that are tested, each at the rate chosen for it; the baseline has none."""
+    def rate(name: str, n: int) -> float | None:
+        return best.get((name, protocol.sweep_at or n), protocol.rates.get(name, (None,))[0])
+
+    return [{"method": name, "labels": n, "seed": seed, "rate": rate(name, n), **settings}
+            for name in names for n in protocol.sizes_of(name) for seed in protocol.seeds]
 
 
 def _best_rates(sweep: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], float]:

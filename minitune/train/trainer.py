@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..backend import Array, keep_large_blocks, random
 from ..data import Batch

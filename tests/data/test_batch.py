@@ -72,7 +72,9 @@ def test_batch_errors_say_what_is_wrong():
 
 
 def test_a_batch_of_no_rows_raises():
-    with pytest.raises(ValueError, match="Batch.causal: expected at least one row"):
+    with pytest.raises(ValueError, match="Batch.causal: expected rows of documents"):
+        Batch.causal([[1, 2, 3]])               # one bracket too few
+    with pytest.raises(ValueError, match="Batch.causal: expected rows of documents"):
         Batch.causal([])
 
 

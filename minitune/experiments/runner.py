@@ -27,7 +27,9 @@ def run(specs: Sequence[Spec], work: Callable[[Spec], dict[str, Any]], file: str
     side; `work` and `specs` must then be picklable. `progress` names a progress bar.
     Raises what `work` raises, naming the spec; finished lines stay.
     """
-    known = {_key(line, specs[0]): line for line in read_lines(file)} if file and specs else {}
+    if not specs:
+        return []
+    known = {_key(line, specs[0]): line for line in read_lines(file)} if file else {}
     todo = [spec for spec in specs if _key(spec, spec) not in known]
     with tqdm(total=len(specs), initial=len(specs) - len(todo), desc=progress, unit="run", disable=not progress) as bar:
         for spec, result in _finished(todo, work, executor):

@@ -65,7 +65,7 @@ def main() -> None:
 def section(name: str, results: Results) -> list[str]:
     """What docs/what_pretraining_is_worth.md says of this data set."""
     pretraining = results.settings["pretraining"]
-    return ["", f"**{results.sentence()}**", "",
+    return ["", *(f"- {results.sentence(n)}" for n in results.sizes), "",
             f"![test error against labels on {name}](images/sample_efficiency_{name}.png)", "", "```", results.table(), "",
             *results.compared(), "```", "",
             f"Pre-training: {pretraining['tokens_read']:,} tokens read, perplexity {pretraining['perplexity']:.1f} on held-out "

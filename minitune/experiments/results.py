@@ -84,7 +84,7 @@ class Results:
 
     def sentence(self, labels: int | None = None) -> str:
         """What the runs say at `labels`, the middle size unless told: "64 labels fine-tuned match about N labels ..."."""
-        labels = labels or self.sizes[len(self.sizes) // 2]
+        labels = labels or self.sizes[(len(self.sizes) - 1) // 2]
         method = self.best_tuned(labels)
         value, low, high = self.difference(method, SCRATCH, labels)
         if low <= 0 <= high:

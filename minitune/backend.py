@@ -71,8 +71,8 @@ def keep_large_blocks() -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25):     # older ones take 32 MB
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 # ---- Twins: faster versions of operations, found by name ---------------------------------------------------------
@@ -114,10 +114,14 @@ def twin(device: str, stem: str, name: str) -> Twin | None:
     place = f"{__package__}.twins.{device}.{stem}"
     try:
         module = import_module(place)
-    except ModuleNotFoundError as missing:
-        if missing.name and (place.startswith(missing.name) or missing.name in ("numba", "llvmlite")):
-            return None
-        raise
+    except ImportError as missing:
+        absent = missing.name and (place.startswith(missing.name) or missing.name in ("numba", "llvmlite"))
+        if isinstance(missing, ModuleNotFoundError) and not absent:
+            raise                               # a mistake in the twin's own file
+        if not absent:                          # numba is there and refuses, most often the version of NumPy
+            warnings.warn(f"{name}: its compiled twin cannot be loaded ({missing}); the slower reference runs instead",
+                          KernelFallback, stacklevel=5)
+        return None
     if not hasattr(module, f"{name}_forward"):
         return None
     return Twin(*(getattr(module, f"{name}_{part}") for part in ("forward", "backward", "unsupported")))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import NoReturn
@@ -19,11 +20,14 @@ import numpy as np
 from . import __version__, backend, tune
 from .data import Dataset, load
 from .experiments import Pretraining, Protocol, Results, pretrain, sample_efficiency
+from .experiments.runner import RunFailed
 from .experiments.sample_efficiency import METHODS
 from .models import Classifier, from_pretrained
 
 DEMO_PRETRAINING = Pretraining(block_size=64, batch_size=32, steps=900)
-DEMO = Protocol(sizes=(16, 64, 256), scratch_sizes=(512,), sweep_at=64, longest=2)
+DEMO = Protocol(sizes=(16, 64, 256), scratch_sizes=(512,), sweep_at=64, longest=2,
+                rates={"scratch": (3e-4, 1e-3, 3e-3), "frozen": (1e-2, 3e-2, 1e-1), "full": (1e-4, 3e-4, 1e-3),
+                       "lora": (3e-3, 1e-2, 3e-2)})
 QUICK_PRETRAINING = replace(DEMO_PRETRAINING, steps=150)
 QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=64, longest=1, least_steps=30,
                  rates={"scratch": (1e-3,), "frozen": (3e-2,), "full": (3e-4,), "lora": (1e-2,)})
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)       # a polite kill ends the workers too, like Ctrl-C
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RunFailed) as error:
         print(f"minitune {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -64,8 +68,8 @@ def _parser() -> Parser:
         "and low-rank adapters (lora). Shows a table, a plot and what pre-training is worth in labels. Started again "
         "with the same --out, it goes on where it stopped."))
     demo.add_argument("--quick", action="store_true", help="a smaller run that ends within a minute; its figures are rough")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR",
-                      help="where results.jsonl, sample_efficiency.png and model/ go (default: runs/demo)")
+    demo.add_argument("--out", type=Path, metavar="DIR", help="where results.jsonl, sample_efficiency.png and model/ go "
+                      "(default: runs/demo, runs/demo-quick, runs/demo-NAME)")
     demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="the first of the seeds (default: 0)")
     demo.add_argument("--data", default="pydocs", metavar="NAME",
                       help="pydocs (default, needs no file), ag_news_22k or imdb (files in $MINITUNE_DATA)")
@@ -97,20 +101,35 @@ def run_demo(options: argparse.Namespace) -> None:
     """Pre-training, fine-tuning, table, plot, sentence."""
     start = perf_counter()
     pretraining, protocol = (QUICK_PRETRAINING, QUICK) if options.quick else (DEMO_PRETRAINING, DEMO)
+    out = options.out or _default_out(options)
     protocol = replace(protocol, seeds=tuple(options.seed + seed for seed in protocol.seeds), sweep_seeds=(options.seed,))
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; give a folder")
+    _check_before_work(out)
     _warn_of_slow_settings()
     dataset = load(options.data)
     print(f"Texts: {dataset}")
-    folder = options.out / "model"
+    folder = out / "model"
     gpt = pretrain(dataset, folder, replace(pretraining, seed=options.seed))
     print(f"Pre-trained: {gpt}\n")
     _show_methods(dataset, folder, protocol)
-    results = sample_efficiency(dataset, folder, options.out, protocol, workers=options.workers)
-    show_results(results, options.out)
-    print(f"\n{options.out / 'sample_efficiency.png'} shows the curve. {perf_counter() - start:.0f} s in all.")
+    results = sample_efficiency(dataset, folder, out, protocol, workers=options.workers)
+    show_results(results, out)
+    print(f"\n{out / 'sample_efficiency.png'} shows the curve. {perf_counter() - start:.0f} s in all.")
     print(f"\n{results.sentence()}")
+
+
+def _default_out(options: argparse.Namespace) -> Path:
+    name = "demo" + ("-quick" if options.quick else "") + ("" if options.data == "pydocs" else f"-{options.data}")
+    return Path("runs") / name
+
+
+def _check_before_work(out: Path) -> None:
+    """What would fail after minutes of training fails now."""
+    for package, name in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
+        if find_spec(package) is None:
+            raise ImportError(f'the demo needs {name}: pip install "minitune[demo]"')
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def _show_methods(dataset: Dataset, folder: Path, protocol: Protocol) -> None:

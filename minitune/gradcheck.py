@@ -37,7 +37,8 @@ def gradcheck(function: Callable[..., Tensor], *arrays: Any, step: float = 1e-6,
     def loss() -> float:
         return float((function(*(Tensor(a) if i in checked else a for i, a in enumerate(inputs))).data * cotangent).sum())
 
-    assert loss() == float((result.data * cotangent).sum()), "gradcheck: the function gives another result each time"
+    if loss() != float((result.data * cotangent).sum()):
+        raise AssertionError("gradcheck: the function gives another result each time")
     for i in checked:
         expected = _central_differences(loss, inputs[i], step)
         grad = tensors[i].grad
@@ -59,7 +60,8 @@ def _central_differences(loss: Callable[[], float], array: np.ndarray, step: flo
 
 
 def _compare(number: int, got: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> None:
-    assert got.shape == expected.shape, f"gradcheck: gradient {number} has shape {got.shape}, expected {expected.shape}"
+    if got.shape != expected.shape:
+        raise AssertionError(f"gradcheck: gradient {number} has shape {got.shape}, expected {expected.shape}")
     error = np.abs(got - expected)
     wrong = ~(error <= atol + rtol * np.abs(expected))      # written so that NaN is wrong
     if wrong.any():

@@ -68,6 +68,11 @@ class Tensor:
     def __bool__(self) -> bool:
         raise TypeError("Tensor: has no truth value. Compare its numbers: tensor.numpy() > 0, or tensor.item() > 0")
 
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("Tensor: == is not defined. Compare the numbers, tensor.numpy() == other, or ask `is`")
+
+    __hash__ = object.__hash__
+
     def numpy(self) -> np.ndarray:
         """The numbers as a NumPy array; from a GPU they are copied."""
         return self.data.get() if device_of(self.data) == "cuda" else self.data
@@ -198,26 +203,33 @@ def apply(forward: Callable, backward: Callable, *inputs: Any, **settings: Any) 
     `inputs` are Tensors, arrays, Python numbers or None; only Tensors receive gradients.
     """
     needs = _needs_of(forward)([mode.recording and isinstance(t, Tensor) and t.requires_grad for t in inputs])
-    arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
-    _check_alike(forward, arrays)
+    arrays = _alike(forward, inputs)
     run = choose(forward, backward, arrays, settings)
     result, saved = run.forward(*arrays, **settings, needs=needs)
+    if result.dtype == np.float64 and not any(getattr(a, "dtype", None) == np.float64 for a in arrays):
+        result = result.astype(np.float32)      # NumPy makes float64 of integers alone; minitune makes float32
     if True not in needs:
         return Tensor(result)
     parents = [(t.node or t) if need else None for t, need in zip(inputs, needs, strict=True)]
     return Tensor(result, True, Node(run.backward, needs, saved, parents))
 
 
-def _check_alike(forward: Callable, arrays: list[Any]) -> None:
-    """One float dtype and one device among an operation's arrays, or an error that says which."""
-    arrays = [a for a in arrays if hasattr(a, "dtype")]
-    floats = {str(a.dtype) for a in arrays if a.dtype.kind == "f"}
+def _alike(forward: Callable, inputs: tuple[Any, ...]) -> list[Any]:
+    """The inputs' arrays, of one float dtype and on one device, or an error that says which differ.
+
+    A Tensor of integers beside floats takes their dtype; plain arrays of integers, as ids and targets are, stay.
+    """
+    arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
+    floats = {a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"}
     if len(floats) > 1:
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must share one float dtype, got "
-                        f"{' and '.join(sorted(floats))}. Convert one with array.astype(...)")
-    if len({device_of(a) for a in arrays}) > 1:
+                        f"{' and '.join(sorted(map(str, floats)))}. Convert one with array.astype(...)")
+    devices = {device_of(a) for a in arrays if hasattr(a, "dtype")}
+    if len(devices) > 1:
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must be on one device, got "
-                        f"{[device_of(a) for a in arrays]}")
+                        f"{' and '.join(sorted(devices))}")
+    return [a.astype(*floats) if floats and isinstance(t, Tensor) and a.dtype.kind in "iu" else a
+            for t, a in zip(inputs, arrays, strict=True)]
 
 
 @cache

@@ -265,3 +265,15 @@ def test_float64_beside_a_number_on_the_left_takes_the_reference(monkeypatch):
         assert (1 - mt.Tensor(np.ones(2))).dtype == np.float64
     finally:
         backend.twin.cache_clear()
+
+
+def test_a_compiler_that_refuses_the_installed_numpy_is_told_once_and_the_reference_runs(monkeypatch):
+    def refusing(place):
+        raise ImportError("Numba needs NumPy 2.2 or less. Got NumPy 2.4.")      # numba's own kind of error: it has no name
+
+    monkeypatch.setattr(backend, "import_module", refusing)
+    backend.twin.cache_clear()
+    with pytest.warns(mt.KernelFallback, match="gelu: its compiled twin cannot be loaded .Numba needs NumPy 2.2"):
+        assert backend.twin("cpu", "elementwise", "gelu") is None
+    assert backend.twin("cpu", "elementwise", "gelu") is None
+    backend.twin.cache_clear()

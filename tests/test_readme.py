@@ -22,4 +22,4 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
 
 
 def test_the_demo_writes_to_the_folder_that_the_code_reads():
-    assert str(cli._parser().parse_args(["demo"]).out / "model") == "runs/demo/model"
+    assert cli._default_out(cli._parser().parse_args(["demo"])) / "model" == Path("runs/demo/model")

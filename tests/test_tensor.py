@@ -468,3 +468,24 @@ def test_needs_are_named_like_the_inputs():
     y = ops.linear(Tensor(np.ones((1, 2))), Tensor(np.ones((1, 2)), requires_grad=True))
     assert y.node.needs._asdict() == {"x": False, "weight": True, "bias": False, "residual": False}
     assert y.node.name == "linear" and mt.tensor is engine
+
+
+def test_comparing_tensors_raises_instead_of_comparing_identities():
+    with pytest.raises(TypeError, match="== is not defined"):
+        Tensor([1.0]) == Tensor([1.0])  # noqa: B015
+    assert len({Tensor([1.0]), Tensor([1.0])}) == 2         # but a tensor can stand in a set or a dictionary
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Tensor([1, 2]) + 0.5, lambda: Tensor([1, 2]).exp(), lambda: Tensor([1, 2]) / 2, lambda: 2 / Tensor([1, 2]),
+    lambda: Tensor([1, 2]).mean(), lambda: Tensor([[1, 2]]) @ Tensor([[1.0], [2.0]]), lambda: Tensor([1.0]) * np.sqrt(2),
+    lambda: ops.linear(Tensor([[1, 2]]), Tensor([[1.0, 2.0]])), lambda: Tensor([1.0]) + np.array([1, 2]),
+])
+def test_integers_make_float32_where_numpy_would_make_float64(make):
+    assert make().dtype == np.float32
+
+
+def test_integers_beside_a_trained_float32_leave_its_gradient_float32():
+    weight = Tensor([[1.0, 2.0]], requires_grad=True)
+    ops.linear(Tensor([[1, 2]]), weight).sum().backward()
+    assert weight.grad.dtype == np.float32

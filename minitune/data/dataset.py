@@ -23,6 +23,8 @@ class Split:
 
     texts: list[str]
     labels: np.ndarray | None = None
+    groups: list[str] | None = None
+    """What each text comes from, where several come from one thing: intervals then count things, not texts."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.texts):
@@ -40,7 +42,8 @@ class Split:
     def subset(self, indices: Iterable[int]) -> Split:
         """The rows at `indices`, in that order, as a new split."""
         rows = np.fromiter(indices, np.int64)
-        return Split([self.texts[row] for row in rows], None if self.labels is None else self.labels[rows])
+        return Split([self.texts[row] for row in rows], None if self.labels is None else self.labels[rows],
+                     None if self.groups is None else [self.groups[row] for row in rows])
 
 
 @dataclass(frozen=True, repr=False)

@@ -47,6 +47,7 @@ LEFT_OUT = set(
 )
 VALID_PER_AREA, TEST_PER_AREA = 50, 100
 MOST_PER_GROUP = 60  # so that one class, such as Decimal, cannot fill a split
+MOST_HELD_OUT = 6  # passages of a group in valid or test
 PASSAGE = 400  # characters
 FEWEST_WORDS = 12
 RUN = 5  # words
@@ -60,7 +61,8 @@ def load_pydocs() -> Dataset:
     groups = docstring_groups()
     rows, held_out = _labelled_rows(groups)
     splits = {
-        name: Split([text for text, _ in part], np.array([area for _, area in part])) for name, part in rows.items()
+        name: Split([text for text, _, _ in part], np.array([area for _, area, _ in part]), [name for _, _, name in part])
+        for name, part in rows.items()
     }
     splits["unlabelled"] = Split(_unlabelled(groups, held_out, splits["valid"].texts + splits["test"].texts))
     return Dataset(
@@ -157,22 +159,25 @@ def _runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 
 
-def _labelled_rows(groups: dict[str, list[str]]) -> tuple[dict[str, list[tuple[str, int]]], set[str]]:
-    """Rows (passage, area) of train, valid and test, shuffled, and the names of the groups held out for the latter."""
+def _labelled_rows(groups: dict[str, list[str]]) -> tuple[dict[str, list[tuple[str, int, str]]], set[str]]:
+    """Rows (passage, area, group) of each split, shuffled, and the names of the groups in valid and test.
+
+    Large groups train: a class with thirty passages would count in test as thirty texts and say little more than one.
+    """
     random = np.random.Generator(np.random.PCG64(0))
-    rows: dict[str, list[tuple[str, int]]] = {"train": [], "valid": [], "test": []}
+    rows: dict[str, list[tuple[str, int, str]]] = {"train": [], "valid": [], "test": []}
     held_out = set()
     for area, named in enumerate(_passages_by_area(groups)):
         room = {"test": TEST_PER_AREA, "valid": VALID_PER_AREA}
         for index in random.permutation(len(named)):
             name, texts = named[index]
-            split = next((split for split in room if room[split]), "train")
+            split = next((split for split in room if room[split] and len(texts) <= MOST_HELD_OUT), "train")
             if split != "train":
                 # A group is never spread over two splits: what finds no room goes.
                 texts = texts[: room[split]]
                 room[split] -= len(texts)
                 held_out.add(name)
-            rows[split] += [(text, area) for text in texts]
+            rows[split] += [(text, area, name) for text in texts]
     return {name: [split[i] for i in random.permutation(len(split))] for name, split in rows.items()}, held_out
 
 

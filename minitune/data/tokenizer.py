@@ -9,6 +9,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from ..formats.folder import write_text
+
 END = "<|endoftext|>"
 PAD = "<|padding|>"
 SMALLEST_VOCABULARY = 256 + len((END, PAD))
@@ -121,13 +123,7 @@ class Tokenizer:
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the Hugging Face `tokenizer.json` form, whole or not at all."""
-        file = Path(file)
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_text(self._rules.to_str(pretty=True), encoding="utf-8")
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_text(Path(file), self._rules.to_str(pretty=True))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str], end: str = END, pad: str = PAD) -> Tokenizer:

@@ -17,18 +17,25 @@ class Baseline(NamedTuple):
     parameters: int
 
 
+def require_scikit_learn() -> None:
+    """Loads scikit-learn. Raises ImportError with the repair where it is not installed."""
+    try:
+        import sklearn.feature_extraction.text
+        import sklearn.linear_model  # noqa: F401
+    except ImportError as missing:
+        raise ImportError('the plain baseline needs scikit-learn: pip install "minitune[demo]", or leave it out with '
+                          "baseline=False") from missing
+
+
 def tfidf(train: list[str], train_labels: np.ndarray, valid: list[str], valid_labels: np.ndarray,
           test: list[str]) -> Baseline:
     """Logistic regression on TF-IDF of words and word pairs, the regularisation chosen on the validation texts.
 
     Raises ImportError where scikit-learn is not installed.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as missing:
-        raise ImportError('the baseline needs scikit-learn: pip install "minitune[demo]", or leave "tf-idf" out of '
-                          "the methods") from missing
+    require_scikit_learn()
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
     features = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
     rows, valid_rows = features.fit_transform(train), features.transform(valid)
     fitted = [LogisticRegression(C=strength, max_iter=1000).fit(rows, train_labels) for strength in STRENGTHS]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from .. import backend
 from ..data import Dataset, LanguageModelSet, Tokenizer
@@ -36,15 +35,16 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
 
     A folder that holds a model of the same settings and texts is read instead. pretraining.json records the settings,
     the texts' fingerprint and the perplexity on the rows held out; history.csv how it went.
+    Raises ValueError where the folder holds another model: it is not overwritten.
     """
     settings, folder = settings or Pretraining(), Path(folder)
     asked = asdict(settings) | {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "version": dataset.version}
     record = folder / "pretraining.json"
-    if record.exists() and asked.items() <= json.loads(record.read_text(encoding="utf-8")).items():
+    if (folder / "model.safetensors").exists():
+        _check_same(asked, json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}, folder)
         model = from_pretrained(folder)
         assert isinstance(model, GPT)
         return model
-    record.unlink(missing_ok=True)              # written last: it says that the folder is whole
     backend.seed(settings.seed)
     texts = dataset.unlabelled.texts
     tokenizer = Tokenizer.train(texts, settings.vocab_size)
@@ -55,9 +55,16 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
     trainer = Trainer(model, train, steps=settings.steps, lr=settings.lr, batch_size=settings.batch_size,
                       schedule="cosine", out=folder, progress="pre-training" if progress else False)
     trainer.fit()
-    model.save_pretrained(folder)
     tokens = settings.steps * settings.batch_size * settings.block_size
-    measured = {"perplexity": evaluate(model, valid)["perplexity"], "tokens_in_texts": int(np.size(rows.ids)),
+    measured = {"perplexity": evaluate(model, valid)["perplexity"], "tokens_in_texts": int(rows.ids.size),
                 "tokens_read": tokens, "parameters": model.num_parameters()}
     write_text(record, json.dumps(asked | measured, indent=2) + "\n")
+    model.save_pretrained(folder)               # last: it says that the folder is whole
     return model
+
+
+def _check_same(asked: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
+    differ = [f"{name} {found.get(name)!r}, not {value!r}" for name, value in asked.items() if found.get(name) != value]
+    if differ:
+        raise ValueError(f"pretrain: {folder} holds another model ({', '.join(differ[:3]) if found else 'no record of how'}"
+                         "). Give another folder, or move this one away")

@@ -21,7 +21,8 @@ Estimate = tuple[float, float, float]       # value, and the ends of its 95 % in
 class Results:
     """The runs of an experiment: `rows`, a dictionary a run, and `settings`, what they have in common.
 
-    Intervals are 95 % percentile intervals of a bootstrap paired over seeds and test texts.
+    Intervals are 95 % percentile intervals of a bootstrap paired over seeds and test texts; texts of one group, named in
+    `settings["test_groups"]`, are drawn together.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], settings: dict[str, Any] | None = None) -> None:
@@ -29,10 +30,13 @@ class Results:
             raise ValueError("Results: expected at least one run")
         self.rows, self.settings = list(rows), settings or {}
         self.methods = list(dict.fromkeys(row["method"] for row in rows))
+        self.tuned = [name for name in self.methods if name not in (BASELINE, SCRATCH)]
         self._have = {(row["method"], row["labels"]) for row in rows}
         self.all_sizes = sorted({labels for _, labels in self._have})
         self.sizes = [n for n in self.all_sizes if all((name, n) in self._have for name in self.methods)]
-        self._bootstrap = Bootstrap(len({row["seed"] for row in rows}), rows[0]["test_texts"])
+        groups = self.settings.get("test_groups") or rows[0]["test_texts"]
+        self._bootstrap = Bootstrap(len({row["seed"] for row in rows}), groups)
+        self._errors: dict[tuple[str, int], np.ndarray] = {}
 
     def runs(self, method: str, labels: int) -> list[dict[str, Any]]:
         """The rows of one method at one label count, by seed. Raises ValueError where there are none."""
@@ -50,10 +54,13 @@ class Results:
         return float(np.mean([row[column] for row in self.runs(method, labels)]))
 
     def _resampled(self, method: str, labels: int) -> np.ndarray:
-        """The error in every resample: (R,)"""
-        runs = self.runs(method, labels)
-        bits = [np.frombuffer(bytes.fromhex(row["wrong"]), np.uint8) for row in runs]
-        return self._bootstrap.errors(np.stack([np.unpackbits(b)[: row["test_texts"]] for b, row in zip(bits, runs)]))
+        """The error in every resample: (R,), computed once."""
+        if (method, labels) not in self._errors:
+            runs = self.runs(method, labels)
+            bits = [np.frombuffer(bytes.fromhex(row["wrong"]), np.uint8) for row in runs]
+            wrong = np.stack([np.unpackbits(b)[: row["test_texts"]] for b, row in zip(bits, runs)])
+            self._errors[method, labels] = self._bootstrap.errors(wrong)
+        return self._errors[method, labels]
 
     def error(self, method: str, labels: int) -> Estimate:
         """The mean test error over the seeds, with its interval."""
@@ -66,10 +73,7 @@ class Results:
 
     def best_tuned(self, labels: int) -> str:
         """The method that starts from the pre-trained model and did best on validation."""
-        tuned = [name for name in self.methods if name not in (BASELINE, SCRATCH)]
-        if not tuned:
-            raise ValueError("Results: no method that starts from a pre-trained model was run")
-        return min(tuned, key=lambda name: self.mean("valid_error", name, labels))
+        return min(self.tuned, key=lambda name: self.mean("valid_error", name, labels))
 
     def worth(self, method: str, labels: int) -> Estimate:
         """How many labels scratch needs to err as little as `method` does with `labels`; infinity: more than were tried."""
@@ -85,7 +89,11 @@ class Results:
     def sentence(self, labels: int | None = None) -> str:
         """What the runs say at `labels`, the middle size unless told: "64 labels fine-tuned match about N labels ..."."""
         labels = labels or self.sizes[(len(self.sizes) - 1) // 2]
+        if not self.tuned:
+            return "No method that starts from the pre-trained model was run."
         method = self.best_tuned(labels)
+        if SCRATCH not in self.methods:
+            return f"At {labels} labels {method} did best on validation; nothing was trained from scratch to compare with."
         value, low, high = self.difference(method, SCRATCH, labels)
         if low <= 0 <= high:
             return (f"At {labels} labels, fine-tuning ({method}) and training from scratch are not distinguishable: their "
@@ -103,13 +111,13 @@ class Results:
         return f"more than {tried[-1]:,}" if isinf(labels) else f"{labels:,.0f}" if labels else f"under {tried[0]:,}"
 
     def compared(self) -> list[str]:
-        """One line a label count: the best tuned method against scratch and against the plain baseline."""
+        """One line a label count: the best tuned method against scratch, the plain baseline and the other tuned ones."""
         lines = []
-        for n in self.sizes:
+        for n in self.sizes if self.tuned else []:
             method = self.best_tuned(n)
-            parts = [_verdict(other, self.difference(method, other, n)) for other in (SCRATCH, BASELINE)
-                     if other in self.methods]
-            lines.append(f"{n:,} labels, {method}: {'; '.join(parts)}")
+            others = [name for name in (SCRATCH, BASELINE) if name in self.methods]
+            others += [name for name in self.methods if name not in (method, SCRATCH, BASELINE)]
+            lines.append(f"{n:,} labels, {method}: " + "; ".join(_verdict(o, self.difference(method, o, n)) for o in others))
         return lines
 
     def table(self) -> str:

@@ -18,6 +18,10 @@ Spec = dict[str, Any]
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+class RunFailed(RuntimeError):
+    """A run raised an error; the runs finished before it are kept."""
+
+
 def run(specs: Sequence[Spec], work: Callable[[Spec], dict[str, Any]], file: str | Path | None = None,
         executor: Executor | None = None, progress: str = "") -> list[dict[str, Any]]:
     """Calls `work(spec)` for every spec and returns {**spec, **result} for each, in the order of `specs`.
@@ -25,7 +29,7 @@ def run(specs: Sequence[Spec], work: Callable[[Spec], dict[str, Any]], file: str
     With `file`, each line is appended there as soon as its run ends, and a spec whose every entry stands in a line
     already is not run: start the same call again after an interruption and it goes on. With `executor`, runs go side by
     side; `work` and `specs` must then be picklable. `progress` names a progress bar.
-    Raises what `work` raises, naming the spec; finished lines stay.
+    Raises RunFailed, naming the spec, where `work` raises; finished lines stay.
     """
     if not specs:
         return []
@@ -65,7 +69,7 @@ def _named(work: Callable, spec: Spec) -> dict[str, Any]:
     try:
         return work(spec)
     except Exception as error:
-        raise RuntimeError(f"the run {spec} failed: {type(error).__name__}: {error}") from error
+        raise RunFailed(f"the run {spec} failed: {type(error).__name__}: {error}") from error
 
 
 def read_lines(file: str | Path) -> list[dict[str, Any]]:

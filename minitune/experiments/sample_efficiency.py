@@ -10,7 +10,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -18,21 +18,26 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
+from .. import __version__, backend
 from ..data import ClassificationSet, Dataset, nested_subsets
 from ..models import GPT, Classifier, from_pretrained
+from ..ops import gelu
 from ..optim import constant
+from ..tensor import Tensor
 from ..train import Trainer, predict
 from ..tune import FreezeConfig, FullConfig, LoRAConfig, apply
 from ..tune.apply import Method
-from .baseline import tfidf
-from .results import Results
+from .baseline import require_scikit_learn, tfidf
+from .results import BASELINE, SCRATCH, Results
 from .runner import run, worker_pool
 
-BASELINE, SCRATCH = "tf-idf", "scratch"
 METHODS: dict[str, Method] = {SCRATCH: FullConfig(), "frozen": FreezeConfig(), "full": FullConfig(),
                               "lora": LoRAConfig(r=8, lora_alpha=16)}
-RATES = {SCRATCH: (3e-4, 1e-3, 3e-3), "frozen": (1e-2, 3e-2, 1e-1), "full": (1e-4, 3e-4, 1e-3), "lora": (3e-3, 1e-2, 3e-2)}
+RATES = {SCRATCH: (1e-4, 3e-4, 1e-3, 3e-3), "frozen": (3e-3, 1e-2, 3e-2, 1e-1), "full": (3e-5, 1e-4, 3e-4, 1e-3),
+         "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
+
+
+DIVERGED = 1e9                                  # the loss written for a rate whose training came to nothing
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Task:
     train: ClassificationSet
     valid: ClassificationSet
     test: ClassificationSet
-    texts: dict[str, list[str]]
+    texts: dict[str, list[str]]             # of train, valid and test, for the baseline
     methods: Mapping[str, Method]
     protocol: Protocol
 
@@ -90,46 +95,64 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     Raises ValueError for a method without rates, a backbone without tokenizer, or more labels than the set has.
     """
     protocol, methods = protocol or Protocol(), methods or METHODS
-    lacking = [name for name in methods if name not in protocol.rates]
-    if lacking:
-        raise ValueError(f"sample_efficiency: protocol.rates has no learning rates for {', '.join(lacking)}")
-    task = make_task(dataset, backbone, methods, protocol)
-    settings = _settings(dataset, backbone, protocol, methods)
+    names = [*methods, BASELINE] if baseline else list(methods)
+    _check(dataset, protocol, names)
+    task, common = make_task(dataset, backbone, methods, protocol), _common(dataset, backbone)
     work: Callable[[dict[str, Any]], dict[str, Any]] = partial(run_one, task)
     with worker_pool(workers) as executor:
-        sweep = run(_sweep_specs(protocol, methods, settings), work, Path(out) / "sweep.jsonl", executor,
+        sweep = run(_sweep_specs(protocol, methods, common), work, Path(out) / "sweep.jsonl", executor,
                     "choosing rates" if progress else "")
-        names = [*methods, BASELINE] if baseline else list(methods)
-        specs = _final_specs(protocol, names, _best_rates(sweep), settings)
-        rows = run(specs, work, Path(out) / "results.jsonl", executor, "fine-tuning" if progress else "")
+        best = _best_rates(sweep)
+        rows = run(_final_specs(protocol, methods, names, best, common), work, Path(out) / "results.jsonl", executor,
+                   "fine-tuning" if progress else "")
     return Results(rows, {"dataset": dataset.name, "version": dataset.version, "citation": dataset.citation,
-                          "fingerprint": dataset.fingerprint, "protocol": asdict(protocol)})
+                          "fingerprint": dataset.fingerprint, "protocol": asdict(protocol),
+                          "rates_at_the_edge": _at_the_edge(best, protocol), "test_groups": dataset.test.groups})
 
 
-def _settings(dataset: Dataset, backbone: str | Path, protocol: Protocol, methods: Mapping[str, Method]) -> dict[str, Any]:
-    """What makes two runs of equal method, labels, seed and rate different. It is part of every line, so that lines of
-    other settings in the same file are never taken for these."""
-    free = ("sizes", "scratch_sizes", "seeds", "rates", "sweep_seeds", "sweep_at")      # in the line, or choose its rate
-    kept = {name: value for name, value in asdict(protocol).items() if name not in free}
+def _check(dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> None:
+    """Whatever can be seen to fail later fails now, before hours of work."""
+    lacking = [name for name in names if name != BASELINE and name not in protocol.rates]
+    if lacking:
+        raise ValueError(f"sample_efficiency: protocol.rates has no learning rates for {', '.join(lacking)}")
+    for size in {n for name in names for n in protocol.sizes_of(name)}:
+        nested_subsets(dataset.train.labels, [size], seed=0)        # type: ignore[arg-type]
+    if BASELINE in names:
+        require_scikit_learn()
+
+
+def _common(dataset: Dataset, backbone: str | Path) -> dict[str, Any]:
+    """What every run of a call shares. It is part of every line, so that lines of another data set, backbone or version in
+    the same file are never taken for these."""
     weights = (Path(backbone) / "model.safetensors").read_bytes()
     return {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "backbone": sha256(weights).hexdigest()[:8],
-            "protocol": sha256(repr((kept, sorted(map(repr, methods.items())))).encode()).hexdigest()[:8]}
+            "minitune": __version__}
 
 
-def _sweep_specs(protocol: Protocol, methods: Mapping[str, Method], settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _recipe(protocol: Protocol, method: Method | None) -> str:
+    """Eight hex digits of how a run is made, beside what its line says: the method's settings and the protocol's."""
+    free = ("sizes", "scratch_sizes", "seeds", "rates", "sweep_seeds", "sweep_at")      # in the line, or choose its rate
+    kept = {name: value for name, value in asdict(protocol).items() if name not in free}
+    return sha256(repr((kept, method)).encode()).hexdigest()[:8]
+
+
+def _sweep_specs(protocol: Protocol, methods: Mapping[str, Method], common: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs that choose rates; where there is one rate there is nothing to choose."""
-    return [{"method": name, "labels": n, "seed": seed, "rate": rate, "sweep": True, **settings}
-            for name in methods for n in ((protocol.sweep_at,) if protocol.sweep_at else protocol.sizes_of(name))
-            for rate in protocol.rates[name] for seed in protocol.sweep_seeds if len(protocol.rates[name]) > 1]
+    return [{"method": name, "labels": n, "seed": seed, "rate": rate, "sweep": True, "recipe": _recipe(protocol, method),
+             **common}
+            for name, method in methods.items() if len(protocol.rates[name]) > 1
+            for n in ((protocol.sweep_at,) if protocol.sweep_at else protocol.sizes_of(name))
+            for rate in protocol.rates[name] for seed in protocol.sweep_seeds]
 
 
-def _final_specs(protocol: Protocol, names: Sequence[str], best: Mapping[tuple[str, int], float],
-                 settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _final_specs(protocol: Protocol, methods: Mapping[str, Method], names: Sequence[str],
+                 best: Mapping[tuple[str, int], float], common: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs that are tested, each at the rate chosen for it; the baseline has none."""
     def rate(name: str, n: int) -> float | None:
         return best.get((name, protocol.sweep_at or n), protocol.rates.get(name, (None,))[0])
 
-    return [{"method": name, "labels": n, "seed": seed, "rate": rate(name, n), **settings}
+    return [{"method": name, "labels": n, "seed": seed, "rate": rate(name, n), "recipe": _recipe(protocol, methods.get(name)),
+             **common}
             for name in names for n in protocol.sizes_of(name) for seed in protocol.seeds]
 
 
@@ -140,6 +163,12 @@ def _best_rates(sweep: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], flo
         at_rate = scores.setdefault((row["method"], row["labels"]), {})
         at_rate.setdefault(row["rate"], []).append((row["valid_error"], row["valid_loss"]))
     return {key: min(by_rate, key=lambda rate: tuple(np.mean(by_rate[rate], 0))) for key, by_rate in scores.items()}
+
+
+def _at_the_edge(best: Mapping[tuple[str, int], float], protocol: Protocol) -> list[str]:
+    """Where the best rate is the lowest or highest that was tried, and a wider sweep might find a better one."""
+    return [f"{name} at {n} labels: {rate:g}" for (name, n), rate in best.items()
+            if rate in (min(protocol.rates[name]), max(protocol.rates[name]))]
 
 
 def make_task(dataset: Dataset, backbone: str | Path, methods: Mapping[str, Method], protocol: Protocol) -> Task:
@@ -155,7 +184,11 @@ def make_task(dataset: Dataset, backbone: str | Path, methods: Mapping[str, Meth
 
 
 def run_one(task: Task, spec: dict[str, Any]) -> dict[str, Any]:
-    """One run: trains on the spec's label subset and measures. A sweep's run never touches the test set."""
+    """One run: trains on the spec's label subset and measures. A sweep's run never touches the test set.
+
+    `seconds` is measured while memory is traced, which takes about a tenth of them.
+    """
+    _load_everything(spec["method"] == BASELINE)
     rows = nested_subsets(task.train.labels, [spec["labels"]], spec["seed"])[spec["labels"]]
     tracemalloc.start()
     start = perf_counter()
@@ -167,6 +200,15 @@ def run_one(task: Task, spec: dict[str, Any]) -> dict[str, Any]:
     return result | {"seconds": round(perf_counter() - start, 3), "peak_memory_mb": round(peak / 2**20, 2)}
 
 
+@cache
+def _load_everything(baseline: bool) -> None:
+    """Loads libraries and compiled twins before anything is measured: a process's first run would be charged for them."""
+    if baseline:
+        require_scikit_learn()
+    x = Tensor(np.zeros(4, np.float32), requires_grad=True)
+    gelu(x).sum().backward()
+
+
 def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
     backend.seed(spec["seed"])
     model = _model(task, spec["method"])
@@ -175,12 +217,15 @@ def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, 
                       steps=steps * protocol.longest if scratch else steps, min_steps=steps,
                       patience=protocol.patience if scratch else None, evaluate_every=max(1, steps // 8),
                       schedule=lambda step, _: constant(step, steps), progress=False)
-    trainer.fit()
-    assert trainer.best is not None
-    best = min(trainer.history.rows, key=lambda row: row["valid_error"])
-    result = {"valid_error": best["valid_error"], "valid_loss": best["valid_loss"], "steps": trainer.step,
-              "best_step": trainer.best[1], "trainable_parameters": model.num_parameters(trainable=True),
-              "total_parameters": model.num_parameters()}
+    try:
+        trainer.fit()
+    except FloatingPointError:                  # a rate too high is a result: the best before it counts, if there was one
+        if trainer.best is None and "sweep" not in spec:
+            raise
+    best = trainer.best
+    result = {"valid_error": best.measured["error"] if best else 1.0, "valid_loss": best.measured["loss"] if best else DIVERGED,
+              "steps": trainer.step, "best_step": best.step if best else 0,
+              "trainable_parameters": model.num_parameters(trainable=True), "total_parameters": model.num_parameters()}
     return result if "sweep" in spec else result | _test(task, predict(model, task.test))
 
 

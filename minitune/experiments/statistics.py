@@ -13,18 +13,21 @@ Interval = tuple[float, float]
 class Bootstrap:
     """Draws seeds and test texts anew, with replacement, the same draws for every method: so differences are paired.
 
+    Texts that come from one thing (`groups`: a class's docstrings) are drawn together, since they are alike.
     `wrong` of a method is (S, N): whether the run of seed s put text n into a wrong class.
     Source: Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3 (percentile interval).
     """
 
-    def __init__(self, seeds: int, texts: int, resamples: int = RESAMPLES) -> None:
-        random = np.random.default_rng(0)
+    def __init__(self, seeds: int, groups: Sequence[str] | int, resamples: int = RESAMPLES) -> None:
+        of = np.arange(groups) if isinstance(groups, int) else np.unique(groups, return_inverse=True)[1]
+        random, count = np.random.default_rng(0), int(of.max()) + 1
         self.seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds        # (R, S)
-        self.texts = random.multinomial(texts, np.full(texts, 1 / texts), resamples) / texts        # (R, N)
+        drawn = random.multinomial(count, np.full(count, 1 / count), resamples)[:, of]              # (R, N)
+        self.texts = drawn / drawn.sum(1, keepdims=True)
 
     def errors(self, wrong: np.ndarray) -> np.ndarray:
         """The error of every resample: (R,)"""
-        return ((self.seeds @ wrong) * self.texts).sum(1)
+        return ((self.texts @ wrong.T.astype(float)) * self.seeds).sum(1)
 
 
 def interval(values: np.ndarray) -> Interval:

@@ -13,6 +13,8 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
+POOLED = "minitune_gpt2_classifier"             # the model type of a classifier that pools as Hugging Face's does not
+
 # minitune's name -> Hugging Face's; {i} is the block. Weights under TRANSPOSED are stored there as (in, out).
 NAMES = {
     "token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f",
@@ -27,21 +29,27 @@ QKV = ("query", "key", "value")
 SIZES = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head",
          "n_embd": "n_embd"}
 # what this model computes; a folder that says otherwise is refused instead of computing something else
-FIXED = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+FIXED = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
          "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "n_inner": None}
 
 
 def config_to_hugging_face(config: Any) -> dict[str, Any]:
     """The config.json of a GPTConfig."""
     dropout = {key: config.dropout for key in ("resid_pdrop", "embd_pdrop")}
-    return {"architectures": ["GPT2LMHeadModel"], **FIXED, **{theirs: getattr(config, own) for theirs, own in SIZES.items()},
-            **dropout, "attn_pdrop": 0.0}
+    sizes = {theirs: getattr(config, own) for theirs, own in SIZES.items()}
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **FIXED, **sizes, **dropout, "attn_pdrop": 0.0}
 
 
-def labels_to_hugging_face(labels: tuple[str, ...]) -> dict[str, Any]:
-    """The part of a classifier's config.json that names its labels."""
-    return {"architectures": ["GPT2ForSequenceClassification"], "id2label": {str(i): name for i, name in enumerate(labels)},
-            "label2id": {name: i for i, name in enumerate(labels)}}
+def classifier_to_hugging_face(labels: tuple[str, ...], pooling: str) -> dict[str, Any]:
+    """What a classifier's config.json has beside its backbone's.
+
+    Hugging Face's GPT-2 classifier reads the last token. One that pools otherwise gets a model type of its own, so that
+    Hugging Face's tools refuse it instead of computing something else.
+    """
+    own = {} if pooling == "last" else {"model_type": POOLED, "architectures": ["MinituneClassifier"]}
+    return {"architectures": ["GPT2ForSequenceClassification"], "minitune_pooling": pooling,
+            "id2label": {str(i): name for i, name in enumerate(labels)},
+            "label2id": {name: i for i, name in enumerate(labels)}, **own}
 
 
 def labels_from_hugging_face(config: dict[str, Any], count: int) -> list[str]:
@@ -58,6 +66,8 @@ def config_from_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError, with all reasons, where a size is missing or the model computes what minitune's GPT does not.
     """
     wrong = [f"{key} is missing" for key in ("model_type", *SIZES) if key not in config]
+    if config.get("model_type", "gpt2") not in ("gpt2", POOLED):
+        wrong += [f"model_type is {config['model_type']!r}, expected 'gpt2'"]
     wrong += [f"{key} is {config[key]!r}, expected {value!r}" for key, value in FIXED.items()
               if config.get(key, value) != value and not (key == "n_inner" and config[key] == 4 * config.get("n_embd", 0))]
     if wrong:

@@ -93,7 +93,7 @@ class Classifier(Module, Pretrained):
         """(config, tensors) of the backbone, with the head as `score` and the names of the labels."""
         config, tensors = self.backbone.to_hugging_face()   # type: ignore[attr-defined]
         head = {f"score.{name}": array for name, array in self.head.state_dict().items()}
-        return config | gpt2.labels_to_hugging_face(self.labels) | {"minitune_pooling": self.pooling}, tensors | head
+        return config | gpt2.classifier_to_hugging_face(self.labels, self.pooling), tensors | head
 
     def __repr__(self) -> str:
         return f"Classifier({self.backbone!r}, labels={self.labels}, pooling={self.pooling!r})"

@@ -24,12 +24,19 @@ class Module:
         return self.forward(*inputs, **settings)        # type: ignore[attr-defined]
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """(name, module) of the direct parts; a list `blocks` gives "blocks.0", "blocks.1" ..."""
+        """(name, module) of the direct parts; a list `blocks` gives "blocks.0", "blocks.1" ...
+
+        Raises TypeError where parts stand in a tuple, a dictionary or a nested list: they would be neither trained nor
+        saved.
+        """
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
-            elif isinstance(value, list):
-                yield from ((f"{name}.{i}", part) for i, part in enumerate(value) if isinstance(part, Module))
+            elif isinstance(value, list) and all(isinstance(part, Module) for part in value):
+                yield from ((f"{name}.{i}", part) for i, part in enumerate(value))
+            elif isinstance(value, (list, tuple, dict)) and _holds_parts(value):
+                raise TypeError(f"{type(self).__name__}.{name}: parts are found as attributes and in lists of Modules, not in "
+                                f"a {type(value).__name__} like this one")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(name, module) of this module, named "", and of everything inside it, top down."""
@@ -122,3 +129,9 @@ class Module:
         for name, array in state.items():
             if name in own:
                 own[name].data = array_module(own[name].data).array(array, dtype=own[name].dtype)
+
+
+def _holds_parts(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        return any(_holds_parts(item) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (Module, Parameter))

@@ -6,7 +6,9 @@ from math import pi
 from math import sqrt as square_root
 from typing import Any
 
-from ..backend import Array, array_module, as_array
+import numpy as np
+
+from ..backend import Array, array_module
 from ..tensor import Tensor, apply
 
 GELU_SCALE, GELU_CUBIC = square_root(2 / pi), 0.044715
@@ -29,21 +31,20 @@ def shape_of(a: Any) -> tuple[int, ...]:
 def _operands(operation: str, a: Any, b: Any) -> tuple[Any, Any]:
     """Two operands whose shapes fit: from the right, lengths are equal or one of them is 1.
 
-    Lists become arrays, and integers beside floats take their dtype: NumPy would answer in float64.
+    Arrays and lists beside a Tensor become Tensors, NumPy's numbers Python numbers, which take the other's dtype.
     """
-    a, b = (as_array(operand) if isinstance(operand, (list, tuple)) else operand for operand in (a, b))
+    a, b = (_operand(operand) for operand in (a, b))
     for length_a, length_b in zip(reversed(shape_of(a)), reversed(shape_of(b)), strict=False):
         if length_a != length_b and 1 not in (length_a, length_b):
             raise ValueError(f"{operation}: shapes {shape_of(a)} and {shape_of(b)} do not broadcast: "
                              f"{length_a} against {length_b}. Is an axis missing or out of order?")
-    return _beside(a, b), _beside(b, a)
+    return a, b
 
 
-def _beside(a: Any, other: Any) -> Any:
-    kinds = [getattr(getattr(operand, "dtype", None), "kind", None) for operand in (a, other)]
-    if kinds[0] not in ("i", "u") or kinds[1] != "f":
-        return a
-    return (a.data if isinstance(a, Tensor) else a).astype(other.dtype)
+def _operand(a: Any) -> Any:
+    if isinstance(a, np.generic):
+        return a.item()
+    return a if isinstance(a, (Tensor, bool, int, float)) else Tensor(a)
 
 
 # ---- Two inputs --------------------------------------------------------------------------------------------------
@@ -92,11 +93,8 @@ def mul_backward(grad, a, b, a_shape, b_shape, *, needs):
 
 
 def div(a: Any, b: Any) -> Tensor:
-    """y = a / b, element by element; the quotient of integers is float32."""
-    a, b = _operands("div", a, b)
-    if not any(getattr(getattr(operand, "dtype", None), "kind", None) == "f" for operand in (a, b)):
-        a, b = (as_array(operand.data if isinstance(operand, Tensor) else operand).astype("float32") for operand in (a, b))
-    return apply(div_forward, div_backward, a, b)
+    """y = a / b, element by element."""
+    return apply(div_forward, div_backward, *_operands("div", a, b))
 
 
 def div_forward(a, b, *, needs):

@@ -50,8 +50,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def mean_forward(x, *, axes, keepdims, needs):
-    dtype = x.dtype if x.dtype.kind == "f" else "float32"           # of integers NumPy would make float64
-    return x.mean(axes, dtype, keepdims=keepdims), (x.shape, axes)
+    return x.mean(axes, keepdims=keepdims), (x.shape, axes)
 
 
 def mean_backward(grad, shape, axes, *, needs):

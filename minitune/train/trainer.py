@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -19,13 +20,27 @@ from .evaluate import BatchSet, evaluate
 from .history import History
 
 
+@dataclass
+class Best:
+    """The evaluation that did best so far: its step, what was measured on `valid`, and the trained weights then."""
+
+    step: int
+    measured: dict[str, float]
+    weights: dict[str, Array]
+
+
+def _score(measured: dict[str, float]) -> tuple[float, float]:
+    """Lower is better: the error of a classifier, its loss between equal errors; the loss of another model."""
+    return measured.get("error", measured["loss"]), measured["loss"]
+
+
 class Trainer:
     """Trains a model on batches of a set and keeps the weights that did best on another.
 
     One step reads `accumulate` batches of `batch_size` rows. Its gradient is that of the mean loss over all their
     supervised targets, so four batches of 8 do exactly what one of 32 does.
     The rate at step t is `lr` times the schedule's factor. Every `evaluate_every` steps the model is evaluated on `valid`;
-    the best weights so far, by error for a classifier and by loss otherwise, are kept and put back at the end.
+    the best weights so far, by error and then loss for a classifier, by loss otherwise, are kept and put back at the end.
     With `patience`, training stops after so many evaluations in a row without a new best, though not before `min_steps`.
     With `out`, history.csv and best.safetensors (what was trained) are written there at each evaluation.
     Raises ValueError for settings that cannot work, FloatingPointError at the first loss that is not finite.
@@ -39,6 +54,8 @@ class Trainer:
         for name, value in {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}.items():
             if value < 1:
                 raise ValueError(f"Trainer: {name} must be at least 1, got {value}")
+        if not clip > 0:
+            raise ValueError(f"Trainer: clip must be above 0, got {clip}. For no clipping give float('inf')")
         if not callable(schedule) and schedule not in SCHEDULES:
             raise ValueError(f"Trainer: schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         if not len(train):
@@ -50,6 +67,10 @@ class Trainer:
         self.model, self.train, self.valid = model, train, valid
         self.steps, self.lr, self.batch_size, self.accumulate = steps, lr, batch_size, accumulate
         self.optimizer = optimizer or AdamW(model, lr, weight_decay=weight_decay)
+        held = {id(p) for p in self.optimizer.parameters()}
+        lost = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+        if lost:
+            raise ValueError(f"Trainer: the optimizer does not hold {', '.join(lost[:4])}. Make it after tune.apply")
         self.schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self.clip = clip
         self.evaluate_every = evaluate_every or max(1, steps // 10)
@@ -58,16 +79,25 @@ class Trainer:
         self.history = History()
         self.step = 0
         self.losses: list[float] = []           # of the steps since the history's last row
-        self.best: tuple[float, int, dict[str, Array]] | None = None        # (score, step, trained weights)
+        self.best: Best | None = None
 
     def fit(self) -> History:
-        """Trains, and returns the history. An interrupted fit leaves what it last wrote to `out`."""
+        """Trains, and returns the history. However it ends, the best weights so far are in the model."""
         keep_large_blocks()
         self.model.train()
         batches = self._batches()
         label = self.progress if isinstance(self.progress, str) else "training"
+        try:
+            self._loop(batches, label)
+        finally:                                # also of a run that was interrupted or went astray, the best is left
+            if self.best:
+                self.model.load_state_dict(self.best.weights, strict=False)
+            self.model.eval()
+        return self.history
+
+    def _loop(self, batches: Iterator[Batch], label: str) -> None:
         tokens, seconds = 0, 0.0
-        with tqdm(total=self.steps, desc=label, unit="step", disable=not self.progress, leave=True) as bar:
+        with tqdm(total=self.steps, desc=label, unit="step", disable=not self.progress) as bar:
             while self.step < self.steps:
                 rate, start = self.lr * self.schedule(self.step, self.steps), perf_counter()
                 step_batches = [next(batches) for _ in range(self.accumulate)]
@@ -81,10 +111,6 @@ class Trainer:
                     self._record(rate, tokens / seconds)
                     if self._stalled():
                         break
-        if self.best:
-            self.model.load_state_dict(self.best[2], strict=False)
-        self.model.eval()
-        return self.history
 
     def train_step(self, batches: list[Batch], rate: float) -> float:
         """One step of the optimizer on all these batches together. Returns the mean loss in nats."""
@@ -125,10 +151,9 @@ class Trainer:
         if self.valid is not None:
             measured = evaluate(self.model, self.valid)
             row |= {f"valid_{name}": value for name, value in measured.items()}
-            score = measured.get("error", measured["loss"])
-            if self.best is None or score < self.best[0]:
+            if self.best is None or _score(measured) < _score(self.best.measured):
                 trained = {name: p.data.copy() for name, p in self.model.named_parameters() if p.requires_grad}
-                self.best = (score, self.step, trained)
+                self.best = Best(self.step, measured, trained)
                 if self.out:
                     write_tensors(self.out / "best.safetensors", trained)
         self.history.rows.append(row)
@@ -138,4 +163,4 @@ class Trainer:
     def _stalled(self) -> bool:
         if not self.patience or self.best is None or self.step < self.min_steps:
             return False
-        return self.step - self.best[1] >= self.patience * self.evaluate_every
+        return self.step - self.best.step >= self.patience * self.evaluate_every

@@ -82,5 +82,24 @@ def test_errors_name_what_there_is():
         Results([])
     with pytest.raises(ValueError, match="no runs of 'lora' at 16 labels"):
         runs(scratch=[0.5, 0.5, 0.5]).error("lora", 16)
-    with pytest.raises(ValueError, match="no method that starts from a pre-trained model"):
-        runs(scratch=[0.5, 0.5, 0.5]).sentence()
+
+
+def test_methods_without_scratch_or_without_transfer_are_written_out_as_well(tmp_path):
+    alone = runs(scratch=[0.5, 0.5, 0.5])
+    assert "No method that starts" in alone.sentence()
+    pair = runs(full=[0.5, 0.4, 0.3], lora=[0.5, 0.45, 0.1])
+    assert "nothing was trained from scratch" in pair.sentence() and "worse than lora" not in pair.compared()[2]
+    assert pair.compared()[2].startswith("256 labels, lora: better than full (-20.")
+    for results in (alone, pair):
+        results.to_json(tmp_path / "results.json")
+
+
+def test_texts_of_one_group_are_drawn_together():
+    results = runs(scratch=[0.7, 0.6, 0.5], full=[0.5, 0.4, 0.3])
+    wrong = np.random.default_rng(0).permutation(TEXTS) < round(0.4 * TEXTS)
+    order = np.argsort(wrong, kind="stable")                # groups of texts that are all right or all wrong
+    groups = np.empty(TEXTS, int)
+    groups[order] = np.arange(TEXTS) // 20
+    grouped = Results(results.rows, {"test_groups": [str(g) for g in groups]})
+    width = [high - low for _, low, high in (results.error("full", 64), grouped.error("full", 64))]
+    assert width[1] > 1.2 * width[0]

@@ -85,5 +85,38 @@ def test_errors(toy, backbone, tmp_path):
         sample_efficiency(toy, backbone, tmp_path, PROTOCOL, methods={"dora": tune.FullConfig()})
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         sample_efficiency(toy, tmp_path / "nothing", tmp_path, PROTOCOL, progress=False)
-    with pytest.raises(RuntimeError, match="Ask for at most 40 labels"):
+    with pytest.raises(ValueError, match="Ask for at most 40 labels"):
         sample_efficiency(toy, backbone, tmp_path, replace(PROTOCOL, sizes=(4, 400)), progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning",
+                            "ignore:divide by zero:RuntimeWarning")     # the run diverges on purpose
+def test_a_rate_that_diverges_is_a_result_and_not_the_end(toy, backbone, tmp_path):
+    protocol = replace(PROTOCOL, sizes=(4,), scratch_sizes=(), seeds=(0,), rates={"full": (1e-2, 1e30)})
+    results = sample_efficiency(toy, backbone, tmp_path, protocol, {"full": tune.FullConfig()}, baseline=False, progress=False)
+    assert [row["rate"] for row in results.rows] == [1e-2]
+    assert results.settings["rates_at_the_edge"] == ["full at 4 labels: 0.01"]
+
+
+def test_a_method_added_later_leaves_the_others_as_they_are(toy, backbone, tmp_path, monkeypatch):
+    protocol = replace(PROTOCOL, sizes=(4,), scratch_sizes=(), seeds=(0,), rates={"full": (1e-2,), "lora": (1e-2,)})
+    sample_efficiency(toy, backbone, tmp_path, protocol, {"full": tune.FullConfig()}, baseline=False, progress=False)
+    ran = []
+    monkeypatch.setattr(MODULE, "run_one", lambda task, spec: ran.append(spec["method"]) or run_one(task, spec))
+    both = {"full": tune.FullConfig(), "lora": tune.LoRAConfig(r=2)}
+    sample_efficiency(toy, backbone, tmp_path, protocol, both, baseline=False, progress=False)
+    assert ran == ["lora"]
+
+
+def test_another_model_is_not_overwritten(toy, backbone):
+    before = (backbone / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds another model .seed 0, not 1.*Give another folder"):
+        pretrain(toy, backbone, replace(TINY, seed=1), progress=False)
+    assert (backbone / "model.safetensors").read_bytes() == before
+
+
+def test_a_missing_scikit_learn_is_told_before_any_run(toy, backbone, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    monkeypatch.setattr(MODULE, "run_one", lambda task, spec: pytest.fail("a run was begun"))
+    with pytest.raises(ImportError, match="baseline=False"):
+        sample_efficiency(toy, backbone, tmp_path, PROTOCOL, progress=False)

@@ -34,7 +34,7 @@ def test_equal_methods_differ_by_exactly_nothing():
 def test_seeds_add_spread():
     wrong = np.zeros((2, 100))
     wrong[1] = 1                                             # one seed all right, one all wrong
-    assert interval(Bootstrap(2, 100).errors(wrong)) == (0, 1)
+    assert interval(Bootstrap(2, 100).errors(wrong)) == pytest.approx((0, 1))
 
 
 @pytest.mark.parametrize("error, needed", [

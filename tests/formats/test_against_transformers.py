@@ -233,3 +233,11 @@ def test_half_precision_weights_become_float32_exactly(tmp_path, dtype):
     for name, parameter in theirs.named_parameters():
         assert tensors[name].dtype == np.float32
         np.testing.assert_array_equal(tensors[name], parameter.detach().float().numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "concat"])
+def test_a_classifier_that_pools_otherwise_is_refused_there(tmp_path, pooling):
+    classifier = models.Classifier(models.GPT(models.GPTConfig(20, 8, 1, 2, 16)), ["no", "yes"], pooling)
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises((ValueError, KeyError), match="minitune_gpt2_classifier"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)

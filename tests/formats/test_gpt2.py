@@ -95,10 +95,18 @@ def test_the_config_says_what_the_model_is(folder):
     assert config.items() >= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 20, "n_positions": 8,
                               "n_layer": 2, "n_head": 2, "n_embd": 6, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.0,
                               "activation_function": "gelu_new", "tie_word_embeddings": True}.items()
-    models.Classifier(gpt(), ["no", "yes"], "mean").save_pretrained(folder)
+    models.Classifier(gpt(), ["no", "yes"], "last").save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     assert config.items() >= {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"0": "no", "1": "yes"},
-                              "label2id": {"no": 0, "yes": 1}, "minitune_pooling": "mean"}.items()
+                              "label2id": {"no": 0, "yes": 1}, "minitune_pooling": "last", "model_type": "gpt2"}.items()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "concat"])
+def test_a_classifier_that_pools_otherwise_does_not_say_it_is_hugging_faces(folder, pooling):
+    """Theirs reads the last token whatever config.json says: it would compute something else without a word."""
+    models.Classifier(gpt(), ["no", "yes"], pooling).save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "minitune_gpt2_classifier"
+    assert models.from_pretrained(folder).pooling == pooling
 
 
 def test_an_inner_width_that_is_written_out_is_the_usual_one(folder):

@@ -193,3 +193,14 @@ def test_a_model_of_shapes_takes_a_state_dict():
         model = nn.Linear(3, 2)
     model.load_state_dict(source.state_dict())
     assert model.weight.data.flags.writeable and np.array_equal(model.weight.data, source.weight.data)
+
+
+@pytest.mark.parametrize("parts", [lambda layer: (layer,), lambda layer: {"a": layer}, lambda layer: [[layer]],
+                                   lambda layer: [layer.weight]])
+def test_parts_where_they_would_not_be_found_are_refused(parts):
+    class Lost(nn.Module):
+        def __init__(self):
+            self.parts = parts(nn.Linear(2, 2))
+
+    with pytest.raises(TypeError, match=r"Lost\.parts: parts are found as attributes and in lists of Modules"):
+        list(Lost().parameters())

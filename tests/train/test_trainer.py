@@ -260,7 +260,7 @@ def test_the_best_weights_are_put_back_and_written(scripted, tmp_path):
     trainer = Trainer(model, toy_set(), Scored([0.5, 0.2, 0.3, 0.2]), steps=8, lr=1e-2, evaluate_every=2, out=tmp_path, **QUIET)
     history = trainer.fit()
     assert history["valid_error"] == [0.5, 0.2, 0.3, 0.2]
-    assert trainer.best[:2] == (0.2, 4)         # the first of equals
+    assert (trainer.best.measured["error"], trainer.best.step) == (0.2, 4)      # the first of equals
     assert_same(weights(model), scripted[1])
     assert np.abs(scripted[1]["head.weight"] - scripted[3]["head.weight"]).max() > 0
     trained = {name: a for name, a in scripted[1].items() if name != "backbone.token_embedding.weight"}
@@ -282,14 +282,14 @@ def test_patience_stops_after_so_many_evaluations_without_a_best_but_not_before_
     trainer = Trainer(classifier(), toy_set(), Scored(errors), steps=20, lr=1e-3, evaluate_every=2, patience=patience,
                       min_steps=min_steps, **QUIET)
     history = trainer.fit()
-    assert trainer.step == history["step"][-1] == stops and trainer.best[1] == 4
+    assert trainer.step == history["step"][-1] == stops and trainer.best.step == 4
 
 
 def test_a_late_best_starts_patience_anew(scripted):
     trainer = Trainer(classifier(), toy_set(), Scored([0.5, 0.6, 0.4, 0.6, 0.7, 0.8]), steps=20, lr=1e-3, evaluate_every=1,
                       patience=2, **QUIET)
     trainer.fit()
-    assert (trainer.step, trainer.best[1]) == (5, 3)
+    assert (trainer.step, trainer.best.step) == (5, 3)
 
 
 def test_a_frozen_part_is_the_same_bytes_after_training():
@@ -361,7 +361,7 @@ def test_an_interruption_leaves_what_was_written_whole(tmp_path):
     assert trainer.step == 5 and trainer.history["step"] == [2, 4]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.safetensors", "history.csv"]
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 3
-    assert_same(read_tensors(tmp_path / "best.safetensors"), trainer.best[2])
+    assert_same(read_tensors(tmp_path / "best.safetensors"), trainer.best.weights)
     history = trainer.fit()                     # the same trainer goes on where it was
     assert trainer.step == 20 and history["step"] == list(range(2, 21, 2))
 
@@ -424,3 +424,19 @@ def test_progress_goes_to_the_terminal_and_nowhere_else(capsys):
     assert shown.out == "" and "toy: 100%" in shown.err and "tokens/s" in shown.err
     Trainer(classifier(), toy_set(), steps=2, lr=1e-3, **QUIET).fit()
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_optimizer_made_before_the_adapters_is_refused():
+    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 1, 2, 16)), ["no", "yes"])
+    optimizer = AdamW(model)
+    tune.apply(model, tune.LoRAConfig(r=2))
+    dataset = ClassificationSet([[1, 2], [3, 4]], [0, 1], 8)
+    with pytest.raises(ValueError, match=r"the optimizer does not hold backbone\.blocks\.0.*Make it after tune\.apply"):
+        Trainer(model, dataset, steps=1, lr=1e-3, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, float("nan")])
+def test_a_clip_that_would_stop_everything_is_refused(clip):
+    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 1, 2, 16)), ["no", "yes"])
+    with pytest.raises(ValueError, match="clip must be above 0"):
+        Trainer(model, ClassificationSet([[1, 2], [3, 4]], [0, 1], 8), steps=1, lr=1e-3, clip=clip)

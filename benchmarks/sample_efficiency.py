@@ -43,25 +43,38 @@ def main() -> None:
     parser.add_argument("data", choices=SETTINGS)
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/NAME)")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--pages", action="store_true", help="run nothing: write the picture and the pages from the JSON anew")
     options = parser.parse_args()
-    out = options.out or ROOT / "runs" / options.data
-    pretraining, protocol = SETTINGS[options.data]
-    dataset = mt.data.load(options.data)
+    file = ROOT / "benchmarks" / "results" / f"sample_efficiency_{options.data}.json"
+    if not options.pages:
+        measure(options.data, options.out or ROOT / "runs" / options.data, options.workers).to_json(file)
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    write_pages(options.data, Results(stored["runs"], stored["settings"]))
+
+
+def measure(name: str, out: Path, workers: int) -> Results:
+    """The experiment, with what a reader needs to judge and repeat it in its settings."""
+    pretraining, protocol = SETTINGS[name]
+    dataset = mt.data.load(name)
     pretrain(dataset, out / "model", pretraining)
-    results = sample_efficiency(dataset, out / "model", out, protocol, workers=options.workers)
-    lines = [line for name in ("sweep", "results") for line in read_lines(out / f"{name}.jsonl")]
+    results = sample_efficiency(dataset, out / "model", out, protocol, workers=workers)
+    lines = [line for runs in ("sweep", "results") for line in read_lines(out / f"{runs}.jsonl")]
     results.settings |= {
-        "command": f"python benchmarks/sample_efficiency.py {options.data}",
+        "command": f"python benchmarks/sample_efficiency.py {name}",
         "seconds_of_all_runs": round(sum(line["seconds"] for line in lines)),
         "pretraining": json.loads((out / "model" / "pretraining.json").read_text(encoding="utf-8")),
         "python": platform.python_version(), "numpy": np.__version__, "minitune": mt.__version__,
         "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
     }
-    results.to_json(ROOT / "benchmarks" / "results" / f"sample_efficiency_{options.data}.json")
-    results.plot(ROOT / "docs" / "images" / f"sample_efficiency_{options.data}.png")
+    return results
+
+
+def write_pages(name: str, results: Results) -> None:
+    """The picture, the data set's section and, for pydocs, the README's sentence."""
     print(results.table(), *results.compared(), results.sentence(), sep="\n")
-    write_between_marks(PAGE, options.data, section(options.data, results))
-    if options.data == "pydocs":
+    results.plot(ROOT / "docs" / "images" / f"sample_efficiency_{name}.png")
+    write_between_marks(PAGE, name, section(name, results))
+    if name == "pydocs":
         write_between_marks(ROOT / "README.md", "sentence", ["", f"**{results.sentence()}**", ""])
 
 

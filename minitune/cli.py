@@ -25,12 +25,12 @@ from .experiments.sample_efficiency import METHODS
 from .models import Classifier, from_pretrained
 
 DEMO_PRETRAINING = Pretraining(block_size=64, batch_size=32, steps=900)
-DEMO = Protocol(sizes=(16, 64, 256), sweep_at=64, longest=2,
-                rates={"scratch": (3e-4, 1e-3, 3e-3, 1e-2), "frozen": (3e-3, 1e-2, 3e-2, 1e-1),
-                       "full": (1e-4, 3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2)})
+DEMO = Protocol(sizes=(16, 64, 256), sweep_at=64, longest=2, evaluations=6, patience=3,
+                rates={"scratch": (1e-3, 3e-3, 1e-2), "frozen": (3e-3, 1e-2, 3e-2), "full": (3e-4, 1e-3, 3e-3),
+                       "lora": (3e-3, 1e-2, 3e-2)})
 QUICK_PRETRAINING = replace(DEMO_PRETRAINING, steps=150)
-QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=64, longest=1, least_steps=30,
-                 rates={"scratch": (1e-3,), "frozen": (1e-2,), "full": (1e-3,), "lora": (1e-2,)})
+QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=64, longest=1, evaluations=6, patience=3, least_steps=30,
+                 rates={"scratch": (3e-3,), "frozen": (1e-2,), "full": (1e-3,), "lora": (1e-2,)})
 
 
 class Parser(argparse.ArgumentParser):

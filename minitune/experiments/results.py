@@ -108,7 +108,9 @@ class Results:
     def _count(self, labels: float) -> str:
         """A number of labels from scratch, in words where it lies outside those that were tried."""
         tried = self.sizes_of(SCRATCH)
-        return f"more than {tried[-1]:,}" if isinf(labels) else f"{labels:,.0f}" if labels else f"under {tried[0]:,}"
+        if isinf(labels) or not labels:
+            return f"more than {tried[-1]:,}" if labels else f"under {tried[0]:,}"
+        return f"{float(f'{labels:.2g}'):,.0f}"         # two digits: the curve says no more
 
     def compared(self) -> list[str]:
         """One line a label count: the best tuned method against scratch, the plain baseline and the other tuned ones."""

@@ -42,10 +42,13 @@ DIVERGED = 1e9                                  # the loss written for a rate wh
 
 @dataclass(frozen=True)
 class Protocol:
-    """How every run is made. Tuned runs make `steps(labels)` steps; scratch makes as many and goes on until validation
-    has stalled for `patience` evaluations, up to `longest` times as many. `scratch_sizes` are label counts for scratch
-    and the plain baseline alone, to see how many labels it takes them. `sweep_at` is the label count at which rates are
-    chosen, None for each count anew."""
+    """How every run is made.
+
+    Tuned runs make `steps(labels)` steps, with `evaluations` on the validation set on the way. Scratch makes as many and
+    goes on until validation has stalled for `patience` evaluations, up to `longest` times as many. `scratch_sizes` are
+    label counts for scratch and the plain baseline alone, to see how many labels it takes them. `sweep_at` is the label
+    count at which rates are chosen, None for each count anew.
+    """
 
     sizes: tuple[int, ...] = (16, 64, 256)
     scratch_sizes: tuple[int, ...] = ()
@@ -56,6 +59,7 @@ class Protocol:
     least_steps: int = 60
     epochs: int = 10
     longest: int = 4
+    evaluations: int = 8
     patience: int = 4
     batch_size: int = 16
     pooling: str = "mean"
@@ -215,7 +219,7 @@ def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, 
     protocol, steps, scratch = task.protocol, task.protocol.steps(spec["labels"]), spec["method"] == SCRATCH
     trainer = Trainer(model, task.train.subset(rows), task.valid, lr=spec["rate"], batch_size=protocol.batch_size,
                       steps=steps * protocol.longest if scratch else steps, min_steps=steps,
-                      patience=protocol.patience if scratch else None, evaluate_every=max(1, steps // 8),
+                      patience=protocol.patience if scratch else None, evaluate_every=max(1, steps // protocol.evaluations),
                       schedule=lambda step, _: constant(step, steps), progress=False)
     try:
         trainer.fit()

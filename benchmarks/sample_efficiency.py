@@ -28,6 +28,7 @@ from minitune.experiments.runner import read_lines
 from minitune.formats.folder import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
+IN_README = {"pydocs": 64, "ag_news_22k": 16}      # the label count whose sentence stands there
 PAGE = ROOT / "docs" / "what_pretraining_is_worth.md"
 SETTINGS = {
     "pydocs": (DEMO_PRETRAINING, DEMO),
@@ -70,12 +71,12 @@ def measure(name: str, out: Path, workers: int) -> Results:
 
 
 def write_pages(name: str, results: Results) -> None:
-    """The picture, the data set's section and, for pydocs, the README's sentence."""
+    """The picture, the data set's section and the README's sentence."""
     print(results.table(), *results.compared(), results.sentence(), sep="\n")
     results.plot(ROOT / "docs" / "images" / f"sample_efficiency_{name}.png")
     write_between_marks(PAGE, name, section(name, results))
-    if name == "pydocs":
-        write_between_marks(ROOT / "README.md", "sentence", ["", f"**{results.sentence()}**", ""])
+    if name in IN_README:
+        write_between_marks(ROOT / "README.md", f"{name} sentence", [f"**{results.sentence(IN_README[name])}**"])
 
 
 def section(name: str, results: Results) -> list[str]:

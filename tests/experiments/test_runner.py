@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_an_error_names_the_run_and_keeps_the_finished_lines(tmp_path):
 
 def test_worker_processes_give_the_same_results_with_one_thread_each_and_leave_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])                  # workers find `work` by this module's name
     with worker_pool(2) as executor:
         rows = run(SPECS, work, tmp_path / "runs.jsonl", executor)
     assert [row["square"] for row in rows] == [1, 1, 4, 4]

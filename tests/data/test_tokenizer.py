@@ -123,7 +123,7 @@ def test_a_failed_save_keeps_the_old_file(tokenizer, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("os.replace", full_disk)
+    monkeypatch.setattr("pathlib.Path.replace", full_disk)
     with pytest.raises(OSError, match="no space"):
         tokenizer.save(file)
     assert file.read_text() == "an older file"

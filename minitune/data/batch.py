@@ -94,7 +94,8 @@ class Batch:
 class LanguageModelSet:
     """Documents end to end, cut into rows of `block_size` tokens; no token sees another document.
 
-    Every token but the first of its document is predicted once, also across the cut between two rows.
+    Every token but the first of its document is predicted once, also across the cut between two rows. The last tokens, too
+    few to fill a row, are left out.
     """
 
     def __init__(self, documents: Sequence[Document], block_size: int) -> None:

@@ -71,8 +71,7 @@ class FreezeConfig:
     patterns: Patterns = "all"
 
     def install(self, model: Module) -> None:
-        names = {id(p) for p in backbone_of(model).parameters()}
-        if self.patterns == "all" and len(names) == sum(1 for _ in model.parameters()):
+        if self.patterns == "all" and backbone_of(model) is model:
             raise ValueError("FreezeConfig: this model is all backbone, nothing would train. Give patterns, or put a "
                              "head on it: models.Classifier(model, labels=[...])")
         freeze(backbone_of(model), self.patterns)           # a pattern that matches nothing raises before anything is changed

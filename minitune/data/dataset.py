@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from .example import Example
 
 
 @dataclass(frozen=True, repr=False)
 class Split:
     """Texts and, unless the split is unlabelled, one label each: indices (N,) int64 into `Dataset.labels`.
 
-    Raises ValueError when texts and labels differ in number.
+    Prompts with completions, and chats, have `examples` instead of labels: their texts with marks on what a model is to
+    learn to write. Raises ValueError when texts and labels differ in number.
 
     >>> split = Split(["good film", "bad film", "fine film"], np.array([1, 0, 1]))
     >>> len(split), split.subset([2, 0]).texts
@@ -25,6 +28,7 @@ class Split:
     labels: np.ndarray | None = None
     groups: list[str] | None = None
     """What each text comes from, where several come from one thing: intervals then count things, not texts."""
+    examples: list[Example] | None = None
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.texts):
@@ -42,14 +46,27 @@ class Split:
     def subset(self, indices: Iterable[int]) -> Split:
         """The rows at `indices`, in that order, as a new split."""
         rows = np.fromiter(indices, np.int64)
+        groups, examples = ([given[row] for row in rows] if given else None for given in (self.groups, self.examples))
         return Split([self.texts[row] for row in rows], None if self.labels is None else self.labels[rows],
-                     None if self.groups is None else [self.groups[row] for row in rows])
+                     groups, examples)          # type: ignore[arg-type]
+
+    def content(self) -> Iterator[bytes]:
+        """All that makes this split what it is, as bytes: what `Dataset.fingerprint` is made of."""
+        for text in self.texts:
+            content = text.encode("utf-8", "surrogatepass")
+            yield b"%d " % len(content) + content               # the length keeps "ab", "c" apart from "a", "bc"
+        if self.labels is not None:
+            yield self.labels.astype("<i8").tobytes()
+        if self.examples is not None:
+            yield repr([(example.supervised, example.ends) for example in self.examples]).encode()
 
 
 @dataclass(frozen=True, repr=False)
 class Dataset:
     """A data set: named splits, the names of its labels, whom to cite and, where the texts depend on it, a version.
 
+    `kind` says what its rows are: "classification", "text", "completion", "chat" or "images". `notes` are sentences about
+    what was found while reading: duplicates, columns chosen, how splits were made.
     `train`, `valid`, `test` and `unlabelled` are shortcuts into `splits`; a missing one raises KeyError.
 
     >>> split = Split(["up", "down"], np.array([0, 1]))
@@ -63,6 +80,8 @@ class Dataset:
     splits: dict[str, Split]
     citation: str
     version: str = ""
+    kind: str = "classification"
+    notes: tuple[str, ...] = ()
 
     def _split(self, name: str) -> Split:
         if name not in self.splits:
@@ -95,11 +114,8 @@ class Dataset:
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             digest.update(f"{name} {len(split)} ".encode())
-            for text in split.texts:
-                content = text.encode("utf-8", "surrogatepass")
-                digest.update(b"%d " % len(content) + content)  # the length keeps "ab", "c" apart from "a", "bc"
-            if split.labels is not None:
-                digest.update(split.labels.astype("<i8").tobytes())
+            for content in split.content():
+                digest.update(content)
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:

@@ -92,6 +92,7 @@ class Twin(NamedTuple):
 class _Mode(threading.local):
     recording = True                            # False inside no_grad
     kernels = True                              # False inside kernels(False)
+    checking = False                            # True inside detect_anomaly
 
 
 mode = _Mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from inspect import signature
@@ -147,7 +147,12 @@ class Node:
             raise RuntimeError(f"backward: {self.name} was walked before and what it saved is freed. "
                                "Run the forward pass again, or add the losses and call backward once")
         saved, self.saved = self.saved, None
-        return self.backward(grad, *saved, needs=self.needs)
+        if not mode.checking:
+            return self.backward(grad, *saved, needs=self.needs)
+        with np.errstate(all="ignore"):         # the numbers are looked at below
+            grads = self.backward(grad, *saved, needs=self.needs)
+        _check_finite(f"{self.name}, backward", [grad, *saved], grads)
+        return grads
 
 
 def _walk(last: Node, grad: Array) -> None:
@@ -205,7 +210,12 @@ def apply(forward: Callable, backward: Callable, *inputs: Any, **settings: Any) 
     needs = _needs_of(forward)([mode.recording and isinstance(t, Tensor) and t.requires_grad for t in inputs])
     arrays = _alike(forward, inputs)
     run = choose(forward, backward, arrays, settings)
-    result, saved = run.forward(*arrays, **settings, needs=needs)
+    if mode.checking:
+        with np.errstate(all="ignore"):         # the numbers are looked at below
+            result, saved = run.forward(*arrays, **settings, needs=needs)
+        _check_finite(f"{forward.__name__.removesuffix('_forward')}, forward", arrays, [result])
+    else:
+        result, saved = run.forward(*arrays, **settings, needs=needs)
     if result.dtype == np.float64 and not any(getattr(a, "dtype", None) == np.float64 for a in arrays):
         result = result.astype(np.float32)      # NumPy makes float64 of integers alone; minitune makes float32
     if True not in needs:
@@ -247,3 +257,34 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         mode.recording = before
+
+
+@contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Inside a `with` block the first operation that makes NaN or infinity raises FloatingPointError with its name.
+
+    It looks at every number, which takes time: the trainer repeats a step inside it once a loss has come out wrong.
+
+    >>> with detect_anomaly():
+    ...     Tensor([0.0]).log()
+    Traceback (most recent call last):
+    FloatingPointError: log, forward: made 1 of 1 numbers NaN or infinite, from inputs that were finite
+    """
+    before, mode.checking = mode.checking, True
+    try:
+        yield
+    finally:
+        mode.checking = before
+
+
+def _check_finite(what: str, inputs: Iterable[Any], results: Iterable[Array | None]) -> None:
+    """Raises where a result holds NaN or infinity, and says whether an input did already."""
+    for result in results:
+        if result is None or result.dtype.kind != "f":
+            continue
+        wrong = result.size - int(array_module(result).isfinite(result).sum())
+        if wrong:
+            floats = [a for a in inputs if hasattr(a, "dtype") and a.dtype.kind == "f"]
+            came = all(bool(array_module(a).isfinite(a).all()) for a in floats)
+            raise FloatingPointError(f"{what}: made {wrong:,} of {result.size:,} numbers NaN or infinite, from inputs that "
+                                     f"{'were finite' if came else 'held NaN or infinity already'}")

@@ -1,4 +1,4 @@
-"""What every test starts from: seed 0, no fallback told yet, and the table of cases importable as `cases`."""
+"""What every test starts from: seed 0, no fallback told yet, and `cases` and `kill_and_resume` importable."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import minitune as mt
 from minitune import backend
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "train")]
 pytest.register_assert_rewrite("cases")
 
 

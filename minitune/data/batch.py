@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
@@ -91,6 +92,14 @@ class Batch:
         return cls(ids, time, np.zeros_like(time), time, targets)
 
 
+def fingerprint(*arrays: np.ndarray) -> str:
+    """The first 16 hex digits of SHA-256 over arrays: a checkpoint stores it, so that none goes on with other data."""
+    digest = sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
+
+
 class LanguageModelSet:
     """Documents end to end, cut into rows of `block_size` tokens; no token sees another document.
 
@@ -119,6 +128,16 @@ class LanguageModelSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id: a model that reads the set needs a larger vocabulary than this."""
+        return int(self.ids.max())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all tokens and targets."""
+        return fingerprint(self.ids, self.targets)
 
     def split(self, held_out: int) -> tuple[LanguageModelSet, LanguageModelSet]:
         """(all rows but the last `held_out`, the last `held_out` rows): the second to measure on."""
@@ -161,6 +180,16 @@ class ClassificationSet:
             raise ValueError("ClassificationSet.from_split: the split has no labels. Is it the unlabelled one?")
         documents = [[*ids[: block_size - 1], tokenizer.end] for ids in tokenizer.encode_batch(split.texts)]
         return cls(documents, split.labels, block_size)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+        return max(int(document.max()) for document in self.documents)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all tokens and labels."""
+        return fingerprint(*self.documents, self.labels)
 
     def subset(self, rows: np.ndarray) -> ClassificationSet:
         """The set of these rows only."""

@@ -121,6 +121,10 @@ class Tokenizer:
             )
         return self._rules.decode(ids, skip_special_tokens=True)
 
+    def spell(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token by itself, special tokens by their names; half a character becomes U+FFFD."""
+        return [self._rules.decode([int(i)], skip_special_tokens=False) for i in ids]
+
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the Hugging Face `tokenizer.json` form, whole or not at all."""
         write_text(Path(file), self._rules.to_str(pretty=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,24 @@ def write_together(files: dict[Path, Callable[[Path], Any]]) -> None:
         for file, write in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             write(unfinished[file])
+            _sync(unfinished[file])
         for file, temporary in unfinished.items():
             temporary.replace(file)
+            _sync(file.parent)
     finally:
         for temporary in unfinished.values():
             temporary.unlink(missing_ok=True)
+
+
+def _sync(place: Path) -> None:
+    """Has the system put a file, or the names in a folder, on the disk before anything goes on."""
+    if place.is_dir() and os.name == "nt":      # Windows cannot open a folder
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(file: str | Path, text: str) -> None:
@@ -42,8 +56,36 @@ def write_tensors(file: str | Path, tensors: dict[str, np.ndarray]) -> None:
     write_whole(file, lambda unfinished: _save(tensors, unfinished))
 
 
-def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
-    save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, file, metadata={"format": "np"})
+def _save(tensors: dict[str, np.ndarray], file: Path, state: str | None = None) -> None:
+    metadata = {"format": "np"} if state is None else {"state": state, "sha256": _digest(state, tensors)}
+    try:
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, file, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{file}: cannot be written ({error}). Is the disk full?") from error
+
+
+def write_state(file: str | Path, state: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Writes arrays and a JSON-able `state` into one safetensors file with a SHA-256 over both, whole or not at all."""
+    write_whole(file, lambda unfinished: _save(tensors, unfinished, json.dumps(state)))
+
+
+def read_state(file: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(state, arrays) from `write_state`. Raises FileNotFoundError or, where a single bit has changed, ValueError."""
+    tensors = read_tensors(file)
+    with safe_open(file, "np") as stored:
+        metadata = stored.metadata() or {}
+    if metadata.get("sha256") != _digest(metadata.get("state", ""), tensors):
+        raise ValueError(f"{file}: damaged, its contents are not those that were written (the checksum differs)")
+    return json.loads(metadata["state"]), tensors
+
+
+def _digest(state: str, tensors: dict[str, np.ndarray]) -> str:
+    digest = sha256(state.encode())
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name], order="C")
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def read_tensors(file: str | Path) -> dict[str, np.ndarray]:

@@ -66,6 +66,17 @@ class Classifier(Module, Pretrained):
         batch = ids if isinstance(ids, Batch) else Batch.of_ids(ids)
         return self.head(POOLINGS[self.pooling](self.features(batch), batch.valid))
 
+    def check(self, dataset: Any) -> None:
+        """Raises ValueError where a set has a label that is none of this model's, or a token that its backbone has not."""
+        labels = np.asarray(getattr(dataset, "labels", ()), int)
+        wrong = np.flatnonzero(((labels < 0) | (labels >= len(self.labels))) & (labels != ops.IGNORE))
+        if len(wrong):
+            raise ValueError(f"Classifier: labels must be 0 .. {len(self.labels) - 1} for {', '.join(self.labels[:6])}, got "
+                             f"{labels[wrong[0]]} at row {wrong[0]} ({len(wrong)} such rows). Was the set made with other "
+                             "label names?")
+        if hasattr(self.backbone, "check"):
+            self.backbone.check(dataset)
+
     def features(self, batch: Batch) -> Tensor:
         """The backbone's features (B, T, C)."""
         return self.backbone.features(batch)            # type: ignore[attr-defined]

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..backend import Array
 from ..formats.folder import write_text
+
+
+@dataclass
+class Best:
+    """The evaluation that did best so far: its step, what was measured on `valid`, and the trained weights then."""
+
+    step: int
+    measured: dict[str, float]
+    weights: dict[str, Array]
 
 
 class History:
@@ -29,3 +41,8 @@ class History:
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(file, text.getvalue())
+
+    def write(self, folder: str | Path) -> None:
+        """Writes history.csv and history.jsonl, each whole or not at all."""
+        self.to_csv(Path(folder) / "history.csv")
+        write_text(Path(folder) / "history.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))

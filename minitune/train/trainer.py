@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ..backend import Array, keep_large_blocks, random
+from ..backend import keep_large_blocks, random
 from ..data import Batch
 from ..formats.folder import write_tensors
 from ..nn import Module
 from ..optim import SCHEDULES, AdamW, Optimizer, Schedule, clip_grad_norm
+from ..tune import Audit, require_held
+from .anomaly import what_went_wrong
+from .average import WeightAverage
+from .callbacks import Callback
+from .checkpoint import checkpoints, restore, save_checkpoint
 from .evaluate import BatchSet, evaluate
-from .history import History
-
-
-@dataclass
-class Best:
-    """The evaluation that did best so far: its step, what was measured on `valid`, and the trained weights then."""
-
-    step: int
-    measured: dict[str, float]
-    weights: dict[str, Array]
+from .history import Best, History
+from .interruption import deferred_signals
 
 
 def _score(measured: dict[str, float]) -> tuple[float, float]:
@@ -42,14 +40,18 @@ class Trainer:
     The rate at step t is `lr` times the schedule's factor. Every `evaluate_every` steps the model is evaluated on `valid`;
     the best weights so far, by error and then loss for a classifier, by loss otherwise, are kept and put back at the end.
     With `patience`, training stops after so many evaluations in a row without a new best, though not before `min_steps`.
-    With `out`, history.csv and best.safetensors (what was trained) are written there at each evaluation.
-    Raises ValueError for settings that cannot work, FloatingPointError at the first loss that is not finite.
+    With `ema`, a decay such as 0.99, an average of the weights is what is evaluated, kept and left in the model.
+    With `out`, the history, best.safetensors (what was trained) and, every `checkpoint_every` steps (as often as it is
+    evaluated unless told), a checkpoint are written there; `fit(resume=True)` goes on from the last one.
+    Raises ValueError for settings that cannot work, FloatingPointError at the first loss that is not finite, with the
+    operation that made it, RuntimeError where a parameter that trains is not reached (`tune.audit`).
     """
 
     def __init__(self, model: Module, train: BatchSet, valid: BatchSet | None = None, *, steps: int, lr: float,
                  batch_size: int = 16, accumulate: int = 1, optimizer: Optimizer | None = None,
                  schedule: str | Schedule = "linear", weight_decay: float = 0.01, clip: float = 1.0,
                  evaluate_every: int | None = None, patience: int | None = None, min_steps: int = 0,
+                 ema: float | None = None, callbacks: Sequence[Callback] = (), checkpoint_every: int | None = None,
                  out: str | Path | None = None, progress: bool | str = True) -> None:
         for name, value in {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}.items():
             if value < 1:
@@ -58,63 +60,110 @@ class Trainer:
             raise ValueError(f"Trainer: clip must be above 0, got {clip}. For no clipping give float('inf')")
         if not callable(schedule) and schedule not in SCHEDULES:
             raise ValueError(f"Trainer: schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-        if not len(train):
-            raise ValueError("Trainer: the training set is empty")
         if patience and valid is None:
             raise ValueError("Trainer: patience needs a validation set: Trainer(model, train, valid, ...)")
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ValueError("Trainer: every parameter is frozen. Unfreeze some: tune.unfreeze(model, patterns)")
         self.model, self.train, self.valid = model, train, valid
+        self._check_model_and_data()
         self.steps, self.lr, self.batch_size, self.accumulate = steps, lr, batch_size, accumulate
         self.optimizer = optimizer or AdamW(model, lr, weight_decay=weight_decay)
-        held = {id(p) for p in self.optimizer.parameters()}
-        lost = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-        if lost:
-            raise ValueError(f"Trainer: the optimizer does not hold {', '.join(lost[:4])}. Make it after tune.apply")
+        require_held(model, self.optimizer)
         self.schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self.clip = clip
         self.evaluate_every = evaluate_every or max(1, steps // 10)
+        self.checkpoint_every = checkpoint_every or self.evaluate_every
         self.patience, self.min_steps = patience, min_steps
+        self.average = WeightAverage(ema) if ema is not None else None
+        self.callbacks = list(callbacks)
         self.out, self.progress = Path(out) if out else None, progress
         self.history = History()
         self.step = 0
+        self.order = np.zeros(0, int)           # the rows that are still to be read, in this order
         self.losses: list[float] = []           # of the steps since the history's last row
         self.best: Best | None = None
 
-    def fit(self) -> History:
-        """Trains, and returns the history. However it ends, the best weights so far are in the model."""
+    def _check_model_and_data(self) -> None:
+        """What is wrong with a row shows now and by its number, not after hours at the batch that holds it."""
+        if not len(self.train):
+            raise ValueError("Trainer: the training set is empty")
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError("Trainer: every parameter is frozen. Unfreeze some: tune.unfreeze(model, patterns)")
+        for dataset in (self.train, self.valid):
+            if hasattr(self.model, "check") and dataset is not None:
+                self.model.check(dataset)
+
+    def fit(self, resume: bool = False) -> History:
+        """Trains, and returns the history. However it ends, the best weights so far are in the model.
+
+        With `resume`, the last checkpoint in `out` is read first, if there is one: what follows is bit for bit what the
+        uninterrupted training would have done. Ctrl-C and SIGTERM let a step end and its checkpoint be written.
+        Raises ValueError where `out` holds checkpoints of another training, or of this one without `resume`.
+        """
         keep_large_blocks()
+        self._begin(resume)
         self.model.train()
-        batches = self._batches()
-        label = self.progress if isinstance(self.progress, str) else "training"
+        audit = Audit(self.model, self.optimizer)
         try:
-            self._loop(batches, label)
+            with deferred_signals() if self.out else nullcontext(lambda: False) as stop:
+                self._loop(audit, stop)
         finally:                                # also of a run that was interrupted or went astray, the best is left
-            if self.best:
-                self.model.load_state_dict(self.best.weights, strict=False)
-            self.model.eval()
+            self._leave()
         return self.history
 
-    def _loop(self, batches: Iterator[Batch], label: str) -> None:
-        tokens, seconds = 0, 0.0
-        with tqdm(total=self.steps, desc=label, unit="step", disable=not self.progress) as bar:
-            while self.step < self.steps:
+    def _begin(self, resume: bool) -> None:
+        written = checkpoints(self.out) if self.out else []
+        if resume and written:
+            restore(self, written[-1])
+        elif written and not self.step:
+            raise ValueError(f"Trainer: {self.out} holds a training that reached step {written[-1].stem.split('-')[-1]}. Go on "
+                             "from there with fit(resume=True), or give another folder")
+
+    def _loop(self, audit: Audit, stop: Callable[[], bool]) -> None:
+        tokens, seconds, first = 0, 0.0, self.step
+        label = self.progress if isinstance(self.progress, str) else "training"
+        with tqdm(total=self.steps, initial=self.step, desc=label, unit="step", disable=not self.progress) as bar:
+            while self.step < self.steps and not self._stalled():
+                self._tell("on_step_begin")
                 rate, start = self.lr * self.schedule(self.step, self.steps), perf_counter()
-                step_batches = [next(batches) for _ in range(self.accumulate)]
-                loss = self.train_step(step_batches, rate)
+                batches = [self.train.batch(self._next_rows()) for _ in range(self.accumulate)]
+                loss = self.train_step(batches, rate)
                 self.step += 1
                 self.losses.append(loss)
-                tokens, seconds = tokens + sum(b.tokens for b in step_batches), seconds + perf_counter() - start
+                if self.average:
+                    self.average.update(self.model, self.step)
+                if self.step == first + 2 and rate > 0:
+                    audit.check()
+                tokens, seconds = tokens + sum(b.tokens for b in batches), seconds + perf_counter() - start
                 bar.set_postfix_str(f"loss {loss:.3f}, rate {rate:.1e}, {tokens / seconds:,.0f} tokens/s", refresh=False)
                 bar.update()
                 if self.step % self.evaluate_every == 0 or self.step == self.steps:
                     self._record(rate, tokens / seconds)
-                    if self._stalled():
-                        break
+                interrupted = stop()
+                if self.out and (interrupted or self.step % self.checkpoint_every == 0 or self.step == self.steps
+                                 or self._stalled()):
+                    save_checkpoint(self)
+                if interrupted:
+                    break
 
     def train_step(self, batches: list[Batch], rate: float) -> float:
         """One step of the optimizer on all these batches together. Returns the mean loss in nats."""
         self.optimizer.zero_grad()              # what an interrupted or failed step left must not be added to this one
+        before = dict(random.counters)
+        mean = self._backward(batches)
+        norm = clip_grad_norm(self.optimizer.parameters(), self.clip)
+        if not isfinite(mean + norm):           # a finite loss can have an infinite slope
+            random.counters.clear()
+            random.counters.update(before)      # the same dropout again
+            cause = what_went_wrong(self.model, lambda: self._backward(batches))
+            self.optimizer.zero_grad()
+            raise FloatingPointError(f"Trainer: the loss is {mean} and the gradient's norm {norm} at step {self.step}, rate "
+                                     f"{rate:.3g}. {cause}. The weights before this step are intact; try a lower rate")
+        self.optimizer.lr = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return mean
+
+    def _backward(self, batches: list[Batch]) -> float:
+        """Adds the gradient of the mean loss over all targets of all batches; returns the mean."""
         totals: dict[str, int] = {}
         for batch in batches:
             for term, count in self.model.counts(batch).items():            # type: ignore[attr-defined]
@@ -126,41 +175,49 @@ class Trainer:
             loss = sum(parts[1:], start=parts[0])
             loss.backward()
             mean += loss.item()
-        norm = clip_grad_norm(self.optimizer.parameters(), self.clip)
-        if not isfinite(mean + norm):           # a finite loss can have an infinite slope
-            raise FloatingPointError(f"Trainer: the loss is {mean} and the gradient's norm {norm} at step {self.step}, rate "
-                                     f"{rate:.3g}. The weights before this step are intact; try a lower rate")
-        self.optimizer.lr = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         return mean
 
-    def _batches(self) -> Iterator[Batch]:
-        """Batches without end; each epoch reads every row once, in a new order."""
-        order = np.zeros(0, int)
-        while True:
-            while len(order) < min(self.batch_size, len(self.train)):
-                order = np.concatenate([order, random.permutation("order", len(self.train))])
-            rows, order = order[: self.batch_size], order[self.batch_size :]
-            yield self.train.batch(rows)
+    def _next_rows(self) -> np.ndarray:
+        """The numbers of the next batch's rows; each epoch reads every row once, in a new order."""
+        while len(self.order) < min(self.batch_size, len(self.train)):
+            self.order = np.concatenate([self.order, random.permutation("order", len(self.train))])
+        rows, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
+        return rows
 
     def _record(self, rate: float, speed: float) -> None:
         """Adds a row to the history, keeps the weights if they are the best so far, writes both to `out`."""
         row = {"step": self.step, "loss": float(np.mean(self.losses)), "rate": rate, "tokens_per_second": speed}
         self.losses.clear()
         if self.valid is not None:
-            measured = evaluate(self.model, self.valid)
-            row |= {f"valid_{name}": value for name, value in measured.items()}
-            if self.best is None or _score(measured) < _score(self.best.measured):
-                trained = {name: p.data.copy() for name, p in self.model.named_parameters() if p.requires_grad}
-                self.best = Best(self.step, measured, trained)
-                if self.out:
-                    write_tensors(self.out / "best.safetensors", trained)
+            with self.average.applied(self.model) if self.average else nullcontext():
+                row |= self._validate(self.valid)
+        self._tell("on_evaluate", row)
         self.history.rows.append(row)
         if self.out:
-            self.history.to_csv(self.out / "history.csv")
+            self.history.write(self.out)
+
+    def _validate(self, valid: BatchSet) -> dict[str, float]:
+        measured = evaluate(self.model, valid)
+        if self.best is None or _score(measured) < _score(self.best.measured):
+            trained = {name: p.data.copy() for name, p in self.model.named_parameters() if p.requires_grad}
+            self.best = Best(self.step, measured, trained)
+            if self.out:
+                write_tensors(self.out / "best.safetensors", trained)
+        return {f"valid_{name}": value for name, value in measured.items()}
 
     def _stalled(self) -> bool:
-        if not self.patience or self.best is None or self.step < self.min_steps:
+        if not self.patience or self.best is None or self.step < self.min_steps or self.step % self.evaluate_every:
             return False
         return self.step - self.best.step >= self.patience * self.evaluate_every
+
+    def _tell(self, event: str, *details: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *details)
+
+    def _leave(self) -> None:
+        """Puts the best weights, or else the average, into the model."""
+        kept = self.best.weights if self.best else self.average.weights if self.average else None
+        if kept:
+            self.model.load_state_dict(kept, strict=False)
+        self.model.eval()
+        self._tell("on_train_end")

@@ -1,0 +1,231 @@
+"""Checkpoints: a resumed training is the same one bit for bit, and a file that is not whole or not its own is refused."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kill_and_resume import kill_and_resume
+
+import minitune as mt
+from minitune import models, tune
+from minitune.data import ClassificationSet
+from minitune.optim import SGD, AdamW
+from minitune.train import Callback, Trainer
+from minitune.train.checkpoint import checkpoints
+
+SETTINGS = {"steps": 12, "lr": 1e-2, "batch_size": 5, "accumulate": 2, "evaluate_every": 4, "checkpoint_every": 1,
+            "progress": False}
+
+
+def toy_set(count=30, seed=0):
+    draw = np.random.default_rng(seed)
+    documents = [draw.integers(8, 20, draw.integers(2, 8)).tolist() for _ in range(count)]
+    return ClassificationSet(documents, [len(document) % 2 for document in documents], 8)
+
+
+class Unfreezing(Callback):
+    """Trains the head alone for five steps, then everything."""
+
+    def on_step_begin(self, trainer):
+        tune.freeze_to(trainer.model, -1 if trainer.step < 5 else 0)
+
+
+class At(Callback):
+    """Does something before a step."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_step_begin(self, trainer):
+        if trainer.step == self.step:
+            self.what()
+
+
+def make(out, method="full", optimizer=AdamW, callbacks=(), seed=0, **settings):
+    mt.seed(seed)
+    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 2, 2, 16, dropout=0.1)), ["even", "odd"])
+    if method == "lora":
+        tune.apply(model, tune.LoRAConfig(r=2))
+    callbacks = [*callbacks, Unfreezing()] if method == "unfreezing" else callbacks
+    made = optimizer(model, momentum=0.9, lr=0.1) if optimizer is SGD else optimizer(model)
+    return Trainer(model, toy_set(), toy_set(10, 1), out=out, optimizer=made, callbacks=callbacks, **SETTINGS | settings)
+
+
+def outcome(trainer):
+    rows = [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in trainer.history.rows]
+    return rows, {name: a.tobytes() for name, a in trainer.model.state_dict().items()}, dict(mt.random.counters), mt.random.seed
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method, optimizer, ema", [("full", AdamW, None), ("full", SGD, 0.9), ("lora", AdamW, 0.9),
+                                                    ("unfreezing", AdamW, None), ("unfreezing", SGD, None)])
+@pytest.mark.parametrize("at", [1, 4, 6, 11])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(method, optimizer, ema, at, tmp_path):
+    whole = make(tmp_path / "whole", method, optimizer, ema=ema)
+    whole.fit(resume=True)
+    expected = outcome(whole)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", method, optimizer, [At(at, interrupt)], ema=ema).fit()
+    mt.seed(99)
+    again = make(tmp_path / "cut", method, optimizer, ema=ema)
+    again.fit(resume=True)
+    assert outcome(again) == expected and again.best.step == whole.best.step
+    assert (tmp_path / "cut/best.safetensors").read_bytes() == (tmp_path / "whole/best.safetensors").read_bytes()
+
+
+def test_a_checkpoint_between_two_evaluations_keeps_the_losses_since_the_last(tmp_path):
+    whole = make(tmp_path / "whole")
+    expected = whole.fit()["loss"]
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", callbacks=[At(7, interrupt)]).fit()
+    assert make(tmp_path / "cut").fit(resume=True)["loss"] == expected
+
+
+def test_the_last_two_are_kept(tmp_path):
+    make(tmp_path).fit()
+    assert [file.stem for file in checkpoints(tmp_path)] == ["step-00000011", "step-00000012"]
+
+
+def test_a_training_that_has_ended_is_not_trained_further(tmp_path):
+    expected = make(tmp_path)
+    expected.fit()
+    again = make(tmp_path, callbacks=[At(step, lambda: pytest.fail("trained")) for step in range(20)])
+    again.fit(resume=True)
+    assert outcome(again)[:2] == outcome(expected)[:2]
+
+
+def test_a_training_that_stopped_early_is_not_trained_further(tmp_path):
+    settings = {"steps": 60, "lr": 0.0, "patience": 2, "evaluate_every": 2, "schedule": "constant"}
+    make(tmp_path, **settings).fit()
+    assert checkpoints(tmp_path)[-1].stem == "step-00000006"
+    again = make(tmp_path, callbacks=[At(6, lambda: pytest.fail("trained"))], **settings)
+    again.fit(resume=True)
+    assert again.step == 6
+
+
+def test_without_a_checkpoint_resume_begins(tmp_path):
+    assert make(tmp_path).fit(resume=True)["step"] == [4, 8, 12]
+
+
+def test_a_folder_that_holds_a_training_is_not_trained_over(tmp_path):
+    make(tmp_path).fit()
+    with pytest.raises(ValueError, match=r"holds a training that reached step 00000012.*fit\(resume=True\)"):
+        make(tmp_path).fit()
+
+
+@pytest.mark.parametrize("change, complaint", [
+    ({"lr": 0.5}, "lr was 0.01, is 0.5"), ({"steps": 99}, "steps was 12, is 99"), ({"ema": 0.5}, "ema was None, is 0.5"),
+    ({"optimizer": SGD}, "optimizer was AdamW, is SGD"), ({"method": "lora"}, r"backbone\.blocks\.0.*not in this model"),
+    ({"schedule": "cosine"}, "schedule was linear, is cosine"), ({"clip": 2.0}, "clip was 1.0, is 2.0")])
+def test_another_training_is_refused_with_what_differs(change, complaint, tmp_path):
+    make(tmp_path).fit()
+    other = make(tmp_path, **change)
+    before = outcome(other)
+    with pytest.raises(ValueError, match=complaint):
+        other.fit(resume=True)
+    assert outcome(other) == before and other.step == 0
+
+
+def test_other_data_is_refused(tmp_path):
+    make(tmp_path).fit()
+    other = make(tmp_path)
+    other.train.labels[3] = 1 - other.train.labels[3]
+    with pytest.raises(ValueError, match="training data was 30 rows, .* is 30 rows"):
+        other.fit(resume=True)
+
+
+def test_another_base_under_the_adapters_is_refused(tmp_path):
+    make(tmp_path, "lora").fit()
+    with pytest.raises(ValueError, match="weights that are not trained are others: is it another base model"):
+        make(tmp_path, "lora", seed=1).fit(resume=True)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", *range(24)])
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(damage, tmp_path):
+    make(tmp_path).fit()
+    older, newest = checkpoints(tmp_path)
+    content, kept = bytearray(newest.read_bytes()), older.read_bytes()
+    if isinstance(damage, int):                                             # one bit, anywhere from header to last moment
+        content[len(content) * damage // 24] ^= 1 << damage % 8
+    newest.write_bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    trainer = make(tmp_path)
+    before = outcome(trainer)
+    with pytest.raises(ValueError, match=r"step-00000012\.safetensors: (damaged|not a whole)"):
+        trainer.fit(resume=True)
+    assert outcome(trainer) == before and older.read_bytes() == kept
+    newest.unlink()                                                         # the repair: the one before it is whole
+    assert make(tmp_path).fit(resume=True)["step"] == [4, 8, 12]
+
+
+# ---- Signals, a full disk, kill -9 ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_its_checkpoint_be_written(number, tmp_path, monkeypatch, capsys):
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, callbacks=[At(5, lambda: signal.raise_signal(number))], checkpoint_every=100).fit()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [file.stem for file in checkpoints(tmp_path)] == ["step-00000006"]
+    assert "its checkpoint is written" in capsys.readouterr().err
+    whole = make(tmp_path / "whole", checkpoint_every=100)
+    whole.fit()
+    expected = outcome(whole)
+    again = make(tmp_path, checkpoint_every=100)
+    again.fit(resume=True)
+    assert outcome(again) == expected
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    trainer = make(tmp_path, callbacks=[At(5, twice)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert trainer.step == 5 and checkpoints(tmp_path)[-1].stem == "step-00000005"
+
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_checkpoint as t
+if {limit}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+t.make(Path({out!r})).fit(resume=True)
+"""
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_checkpoints(tmp_path):
+    """A limit on the size of files stands for a full disk: the write fails in the middle of a checkpoint."""
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, callbacks=[At(5, interrupt)]).fit()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    limit = max(map(len, before.values())) // 2
+    code = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), limit=limit)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "OSError" in done.stderr and "Is the disk full?" in done.stderr
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert make(tmp_path).fit(resume=True)["step"] == [4, 8, 12]
+
+
+def test_sigterm_ends_a_script_after_its_checkpoint(tmp_path):
+    code = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), limit=0).replace(
+        "t.make(Path(", "import signal\nt.make(callbacks=[t.At(5, lambda: signal.raise_signal(signal.SIGTERM))], out=Path(")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGTERM and checkpoints(tmp_path)[-1].stem == "step-00000006"
+
+
+def test_kill_9_at_random_moments_resumes_bit_equal():
+    """The short form of kill_and_resume.py, which does the same 30 times."""
+    assert kill_and_resume(kills=2) == []

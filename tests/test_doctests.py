@@ -10,7 +10,7 @@ import pytest
 import minitune as mt
 
 ROOT = Path(mt.__file__).parent
-PLACES = ["tensor.py", "backend.py", "gradcheck.py", "data/batch.py", "ops/*.py", "nn/*.py", "optim/*.py",
+PLACES = ["tensor.py", "backend.py", "gradcheck.py", "data/*.py", "data/sources/*.py", "ops/*.py", "nn/*.py", "optim/*.py",
           "models/*.py", "formats/*.py", "tune/*.py", "train/*.py"]
 MODULES = sorted(".".join(["minitune", *file.relative_to(ROOT).with_suffix("").parts])
                  for place in PLACES for file in ROOT.glob(place) if file.stem != "__init__")

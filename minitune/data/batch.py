@@ -169,17 +169,21 @@ class ClassificationSet:
             raise ValueError(f"ClassificationSet: document {empty[0]} is empty. Leave empty texts out")
         self.documents = [np.asarray(document[:block_size], np.int32) for document in documents]
         self.labels = np.asarray(labels, int)
+        self.truncated = [i for i, document in enumerate(documents) if len(document) > block_size]
 
     def __len__(self) -> int:
         return len(self.documents)
 
     @classmethod
     def from_split(cls, split: Split, tokenizer: Tokenizer, block_size: int) -> ClassificationSet:
-        """The labelled texts of a split as token ids, cut to `block_size` with the end token last."""
+        """The labelled texts of a split as token ids, cut to `block_size` with the end token last; `truncated` lists the rows
+        that were cut."""
         if split.labels is None:
             raise ValueError("ClassificationSet.from_split: the split has no labels. Is it the unlabelled one?")
-        documents = [[*ids[: block_size - 1], tokenizer.end] for ids in tokenizer.encode_batch(split.texts)]
-        return cls(documents, split.labels, block_size)
+        encoded = tokenizer.encode_batch(split.texts)
+        whole = cls([[*ids[: block_size - 1], tokenizer.end] for ids in encoded], split.labels, block_size)
+        whole.truncated = [i for i, ids in enumerate(encoded) if len(ids) >= block_size]
+        return whole
 
     @property
     def largest_id(self) -> int:

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from .example import Example
+from .images import ImageSplit
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,30 +79,30 @@ class Dataset:
 
     name: str
     labels: tuple[str, ...]
-    splits: dict[str, Split]
+    splits: dict[str, Split] | dict[str, ImageSplit]
     citation: str
     version: str = ""
     kind: str = "classification"
     notes: tuple[str, ...] = ()
 
-    def _split(self, name: str) -> Split:
+    def _split(self, name: str) -> Any:
         if name not in self.splits:
             raise KeyError(f"Dataset {self.name!r}: no split named {name!r}; it has {', '.join(self.splits)}.")
         return self.splits[name]
 
     @property
-    def train(self) -> Split:
-        """Labelled texts to learn from."""
+    def train(self) -> Any:
+        """Labelled texts or images to learn from."""
         return self._split("train")
 
     @property
-    def valid(self) -> Split:
-        """Labelled texts on which settings are chosen."""
+    def valid(self) -> Any:
+        """Labelled texts or images on which settings are chosen."""
         return self._split("valid")
 
     @property
-    def test(self) -> Split:
-        """Labelled texts to be touched once, at the end."""
+    def test(self) -> Any:
+        """Labelled texts or images to be touched once, at the end."""
         return self._split("test")
 
     @property
@@ -120,7 +122,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
-        return f"Dataset({self.name!r}: {sizes}; labels {', '.join(self.labels)})"
+        return f"Dataset({self.name!r}: {sizes}{'; labels ' * bool(self.labels)}{', '.join(self.labels)})"
 
 
 def nested_subsets(labels: np.ndarray, sizes: Sequence[int], seed: int) -> dict[int, np.ndarray]:

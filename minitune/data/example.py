@@ -14,7 +14,7 @@ class Example:
     """`text`, the character spans [start, stop) in it that are `supervised`, and the places where an end token stands.
 
     The model learns to write what is supervised, and the end token after it; the rest it only reads. `name` says where the
-    example comes from, for errors. `Example.plain`, `completion` and `chat` make the usual kinds; any spans may be given by hand.
+    example comes from, for errors. `Example.plain`, `completion` and `chat` make the usual kinds; any spans may be given.
     Raises ValueError where a span leaves the text, is empty, or begins before the one in front of it has ended.
 
     >>> Example.completion("2 + 2 =", " 4")
@@ -30,12 +30,12 @@ class Example:
         place = 0
         for start, stop in self.supervised:
             if not place <= start < stop <= len(self.text):
-                raise ValueError(f"{self.name or 'Example'}: supervised spans must be in order, not empty and inside the text's "
-                                 f"{len(self.text)} characters, got {list(self.supervised)}")
+                raise ValueError(f"{self.name or 'Example'}: supervised spans must be in order, not empty and inside the "
+                                 f"text's {len(self.text)} characters, got {list(self.supervised)}")
             place = stop
         if not all(0 <= end <= len(self.text) for end in self.ends) or list(self.ends) != sorted(set(self.ends)):
-            raise ValueError(f"{self.name or 'Example'}: ends must be places in the text's {len(self.text)} characters, in order, "
-                             f"got {list(self.ends)}")
+            raise ValueError(f"{self.name or 'Example'}: ends must be places in the text's {len(self.text)} characters, in "
+                             f"order, got {list(self.ends)}")
 
     @classmethod
     def plain(cls, text: str, name: str = "") -> Example:

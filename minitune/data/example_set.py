@@ -37,26 +37,26 @@ class ExampleSet:
         if not examples:
             raise ValueError("ExampleSet: expected at least one example, got none")
         self.examples, self.tokenizer, self.block_size = list(examples), tokenizer, block_size
-        self._whole = _tokens(self.examples, tokenizer)
+        self._whole = _encoded(self.examples, tokenizer)
         lengths = [len(ids) for ids, _ in self._whole]
         self.truncated = [self._name(i) for i, length in enumerate(lengths) if length > block_size]
         if self.truncated and not truncate:
             raise ValueError(f"ExampleSet: {_some(self.truncated)} longer than block_size = {block_size} tokens (the longest "
                              f"has {max(lengths)}). Give truncate=True to cut their beginnings, or a larger block_size")
-        self.documents = [ids[-block_size:] for ids, _ in self._whole]
+        self.tokens = [ids[-block_size:] for ids, _ in self._whole]
         self._learned = [learned[-block_size:] for _, learned in self._whole]
         unsupervised = [self._name(i) for i, learned in enumerate(self._learned) if not learned[1:].any()]
         if unsupervised:
             raise ValueError(f"ExampleSet: no supervised token in {_some(unsupervised)}. Mark what is to be learned, or leave "
                              "the example out")
-        self.rows = pack_rows([len(ids) for ids in self.documents], block_size) if pack else [[i] for i in range(len(lengths))]
+        self.rows = pack_rows([len(ids) for ids in self.tokens], block_size) if pack else [[i] for i in range(len(lengths))]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows of these numbers as a Batch, padded on the right to the longest of them."""
-        batch = Batch.causal([[self.documents[i] for i in self.rows[row]] for row in rows])     # type: ignore[misc]
+        batch = Batch.causal([[self.tokens[i] for i in self.rows[row]] for row in rows])     # type: ignore[misc]
         for b, row in enumerate(rows):
             learned = np.concatenate([np.append(self._learned[i][1:], False) for i in self.rows[row]])
             batch.targets[b, : len(learned)][~learned] = IGNORE
@@ -67,28 +67,28 @@ class ExampleSet:
         tokens, states = [], []
         for i in self.rows[row]:
             ids, learned = self._whole[i]
-            cut = len(ids) - len(self.documents[i])
+            cut = len(ids) - len(self.tokens[i])
             tokens += self.tokenizer.spell(ids)
             states += ["truncated"] * cut + ["ignored"]         # nothing comes before the first token to predict it from
             states += ["supervised" if it else "ignored" for it in learned[cut + 1 :]]
-        padding = self.block_size - sum(len(self.documents[i]) for i in self.rows[row])
+        padding = self.block_size - sum(len(self.tokens[i]) for i in self.rows[row])
         return TokenView(tokens + [""] * padding, states + ["padding"] * padding)
 
     @property
     def largest_id(self) -> int:
         """The largest token id."""
-        return max(int(document.max()) for document in self.documents)
+        return max(int(document.max()) for document in self.tokens)
 
     @property
     def fingerprint(self) -> str:
         """A digest of all tokens and marks."""
-        return fingerprint(*self.documents, *self._learned)
+        return fingerprint(*self.tokens, *self._learned)
 
     def _name(self, i: int) -> str:
         return self.examples[i].name or f"example {i}"
 
 
-def _tokens(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+def _encoded(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, which of them are learned) of each example; all pieces are encoded in one call, which uses all cores."""
     pieces = [_pieces(example) for example in examples]
     encoded = iter(tokenizer.encode_batch([text for parts in pieces for text, _ in parts if text is not None]))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
-from .. import backend
-from ..data import Dataset, LanguageModelSet, Tokenizer
+from .. import __version__, backend
+from ..data import Dataset, LanguageModelSet, Tokenizer, load
+from ..data.sources.load import cache_folder
 from ..formats.folder import write_text
 from ..models import GPT, GPTConfig, from_pretrained
-from ..train import Trainer, evaluate
+from ..train import Trainer, evaluate, remove_checkpoints
+from ..train.checkpoint import checkpoints
 
 
 @dataclass(frozen=True)
@@ -30,37 +33,67 @@ class Pretraining:
     seed: int = 0
 
 
-def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None = None, progress: bool = True) -> GPT:
+BASE = Pretraining(block_size=128, steps=900)
+
+
+def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None = None, progress: bool = True,
+             out: str | Path | None = None) -> GPT:
     """The GPT pre-trained on `dataset.unlabelled`, with its tokenizer, saved in `folder`.
 
-    A folder that holds a model of the same settings and texts is read instead. pretraining.json records the settings,
-    the texts' fingerprint and the perplexity on the rows held out; history.csv how it went.
-    Raises ValueError where the folder holds another model: it is not overwritten.
+    Where there are no unlabelled texts, the training texts are read. A folder that holds a model of the same settings and
+    texts is read instead; an interrupted pre-training goes on from its last checkpoint. pretraining.json records the
+    settings, the texts' fingerprint and the perplexity on what was held out, the validation texts or else the last rows;
+    history.csv, in `out` if that is given, how it went. Raises ValueError for a data set without texts or with too few, and
+    where the folder holds another model or the beginning of one: it is not overwritten.
     """
-    settings, folder = settings or Pretraining(), Path(folder)
+    settings, folder, out = settings or Pretraining(), Path(folder), Path(out or folder)
     asked = asdict(settings) | {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "version": dataset.version}
-    record = folder / "pretraining.json"
-    if (folder / "model.safetensors").exists():
+    record, whole = folder / "pretraining.json", (folder / "model.safetensors").exists()
+    if whole or checkpoints(out):
         _check_same(asked, json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}, folder)
+    if whole:
         model = from_pretrained(folder)
         assert isinstance(model, GPT)
         return model
     backend.seed(settings.seed)
-    texts = dataset.unlabelled.texts
-    tokenizer = Tokenizer.train(texts, settings.vocab_size)
-    rows = LanguageModelSet.from_texts(texts, tokenizer, settings.block_size)
-    train, valid = rows.split(settings.held_out)
-    model = GPT(GPTConfig(tokenizer.vocab_size, settings.block_size, settings.n_layer, settings.n_head, settings.n_embd))
-    model.tokenizer = tokenizer
-    trainer = Trainer(model, train, steps=settings.steps, lr=settings.lr, batch_size=settings.batch_size,
-                      schedule="cosine", out=folder, progress="pre-training" if progress else False)
-    trainer.fit()
-    tokens = settings.steps * settings.batch_size * settings.block_size
-    measured = {"perplexity": evaluate(model, valid)["perplexity"], "tokens_in_texts": int(rows.ids.size),
-                "tokens_read": tokens, "parameters": model.num_parameters()}
+    model, train, valid = _model_and_rows(dataset, settings)
+    trainer = Trainer(model, train, valid, steps=settings.steps, lr=settings.lr, batch_size=settings.batch_size,
+                      schedule="cosine", out=out, progress="pre-training" if progress else False)
+    write_text(record, json.dumps(asked, indent=2) + "\n")          # whose the checkpoints are
+    trainer.fit(resume=True)
+    measured = {"perplexity": evaluate(model, valid)["perplexity"], "tokens_in_texts": train.ids.size,
+                "tokens_read": settings.steps * settings.batch_size * settings.block_size, "parameters": model.num_parameters()}
     write_text(record, json.dumps(asked | measured, indent=2) + "\n")
     model.save_pretrained(folder)               # last: it says that the folder is whole
+    remove_checkpoints(out)
     return model
+
+
+def default_base(progress: bool = True) -> Path:
+    """The folder of a small GPT pre-trained on "pydocs": made once, in a minute or two, and kept in the user's cache."""
+    folder = cache_folder() / f"base-{__version__}-python-{python_version()}"       # each Python brings texts of its own
+    if not (folder / "model.safetensors").exists():
+        pretrain(load("pydocs"), folder, BASE, progress)
+    return folder
+
+
+def _model_and_rows(dataset: Dataset, settings: Pretraining) -> tuple[GPT, LanguageModelSet, LanguageModelSet]:
+    """(a new model with its tokenizer, rows to train on, rows to measure on)."""
+    if dataset.kind == "images":
+        raise ValueError(f"pretrain: expected texts, got the images of {dataset.name}")
+    texts = (dataset.unlabelled if "unlabelled" in dataset.splits else dataset.train).texts
+    tokenizer = Tokenizer.train(texts, settings.vocab_size)
+    rows = LanguageModelSet.from_texts(texts, tokenizer, settings.block_size)
+    if dataset.kind == "text" and "valid" in dataset.splits:
+        parts = rows, LanguageModelSet.from_texts(dataset.valid.texts, tokenizer, settings.block_size)
+    elif len(rows) > 1:
+        parts = rows.split(min(settings.held_out, max(1, len(rows) // 10)))
+    else:
+        raise ValueError(f"pretrain: the texts fill one row of {settings.block_size} tokens; one to train on and one to measure "
+                         "on are needed. Give more text or a smaller block_size")
+    model = GPT(GPTConfig(tokenizer.vocab_size, settings.block_size, settings.n_layer, settings.n_head, settings.n_embd))
+    model.tokenizer = tokenizer
+    return model, *parts
 
 
 def _check_same(asked: dict[str, Any], found: dict[str, Any], folder: Path) -> None:

@@ -25,14 +25,14 @@ from ..ops import gelu
 from ..optim import constant
 from ..tensor import Tensor
 from ..train import Trainer, predict
-from ..tune import FreezeConfig, FullConfig, LoRAConfig, apply
+from ..tune import FullConfig, apply
 from ..tune.apply import Method
 from .baseline import require_scikit_learn, tfidf
+from .finetuning import TUNING
 from .results import BASELINE, SCRATCH, Results
 from .runner import run, worker_pool
 
-METHODS: dict[str, Method] = {SCRATCH: FullConfig(), "frozen": FreezeConfig(), "full": FullConfig(),
-                              "lora": LoRAConfig(r=8, lora_alpha=16)}
+METHODS: dict[str, Method] = {SCRATCH: FullConfig(), **TUNING}
 RATES = {SCRATCH: (1e-4, 3e-4, 1e-3, 3e-3), "frozen": (3e-3, 1e-2, 3e-2, 1e-1), "full": (3e-5, 1e-4, 3e-4, 1e-3),
          "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 

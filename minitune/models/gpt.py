@@ -10,7 +10,9 @@ from ..backend import Array
 from ..data import Batch
 from ..formats import gpt2
 from ..nn import Dropout, Embedding, LayerNorm, Module, TransformerBlock
+from ..nn.cache import KVCache
 from ..tensor import Tensor
+from .generation import Generative
 from .pretrained import Pretrained
 
 
@@ -33,7 +35,7 @@ class GPTConfig:
             raise ValueError(f"GPTConfig: dropout must be in [0, 1), got {self.dropout}")
 
 
-class GPT(Module, Pretrained):
+class GPT(Module, Pretrained, Generative):
     """Predicts each next token from those before it.
 
     Source: Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
@@ -50,18 +52,21 @@ class GPT(Module, Pretrained):
 
     def forward(self, ids: Array) -> Tensor:
         """Integer ids (B, T), or a Batch -> logits (B, T, V)"""
-        x = self.features(ids if isinstance(ids, Batch) else Batch.of_ids(ids))
-        return ops.linear(x, self.token_embedding.effective_weight())       # (B, T, V), the head is the embedding
+        return self.head(self.features(ids if isinstance(ids, Batch) else Batch.of_ids(ids)))
 
-    def features(self, batch: Batch) -> Tensor:
-        """What the model makes of every token, before any head: (B, T, C)"""
+    def head(self, x: Tensor) -> Tensor:
+        """Features (..., C) -> logits (..., V): the embedding once more."""
+        return ops.linear(x, self.token_embedding.effective_weight())
+
+    def features(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
+        """What the model makes of every token, before any head: (B, T, C). With a cache, the batch goes on where it ends."""
         if batch.ids.shape[1] > self.config.block_size:
             raise ValueError(f"GPT: this model reads at most block_size = {self.config.block_size} tokens a row, "
                              f"got {batch.ids.shape[1]}. Cut the texts, or build the model with a larger block_size")
         x = self.token_embedding(batch.ids) + self.position_embedding(batch.positions)  # (B, T, C)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, batch.first, batch.last)
+            x = block(x, batch.first, batch.last, cache)
         return self.norm(x)
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, int, float]]:

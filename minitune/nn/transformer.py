@@ -10,6 +10,7 @@ from math import sqrt
 from .. import ops
 from ..backend import Array
 from ..tensor import Tensor
+from .cache import KVCache
 from .layers import Dropout, LayerNorm, Linear
 from .module import Module
 
@@ -24,10 +25,16 @@ class Attention(Module):
         self.query, self.key, self.value = (Linear(channels, channels) for _ in range(3))
         self.output = Linear(channels, channels, std=output_std)
 
-    def forward(self, x: Tensor, first: Array, last: Array, residual: Tensor | None = None) -> Tensor:
-        """x (B, T, C); position t of row b sees first[b, t] .. last[b, t] -> (B, T, C)"""
+    def forward(self, x: Tensor, first: Array, last: Array, residual: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        """x (B, T, C); position t of row b sees first[b, t] .. last[b, t] -> (B, T, C)
+
+        With a cache, x follows the tokens it holds, and the intervals count from the first of these.
+        """
         B, T, C = x.shape
         q, k, v = (layer(x).reshape(B, T, self.heads, -1) for layer in (self.query, self.key, self.value))  # (B, T, H, D)
+        if cache is not None:
+            k, v = cache.append(self, k, v)                                 # (B, S, H, D)
         mixed = ops.attention(q, k, v, first, last)                         # (B, T, H, D)
         return self.output(mixed.reshape(B, T, C), residual)                # (B, T, C)
 
@@ -59,10 +66,10 @@ class TransformerBlock(Module):
         self.mlp = MLP(channels, output_std)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, first: Array, last: Array) -> Tensor:
+    def forward(self, x: Tensor, first: Array, last: Array, cache: KVCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
         if self.dropout.p and self.training:            # a dropped branch is not yet added to the residual path
-            x = x + self.dropout(self.attention(self.attention_norm(x), first, last))
+            x = x + self.dropout(self.attention(self.attention_norm(x), first, last, cache=cache))
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attention(self.attention_norm(x), first, last, residual=x)
+        x = self.attention(self.attention_norm(x), first, last, x, cache)
         return self.mlp(self.mlp_norm(x), residual=x)

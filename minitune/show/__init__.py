@@ -1,5 +1,8 @@
 """Everything that draws, from plain rows and numbers."""
 
+from .classification import classification
 from .curves import interval_curves
+from .mask import mask
+from .training import training_curves
 
-__all__ = ["interval_curves"]
+__all__ = ["classification", "interval_curves", "mask", "training_curves"]

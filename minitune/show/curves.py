@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .figure import new_figure, write_figure
+
 COLOURS = ("#444444", "#8c6d31", "#1f77b4", "#d62728", "#2ca02c", "#9467bd")      # told apart in grey as well as in colour
 MARKERS = "osD^vP"
 BESIDE = 1.035                                  # a curve's x is this many times its left neighbour's
@@ -20,11 +22,7 @@ def interval_curves(curves: Mapping[str, Sequence[Point]], x_label: str, y_label
     Returns the matplotlib Figure, and writes it to `file` (PNG, PDF or SVG by its ending) if given.
     Raises ImportError where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as missing:
-        raise ImportError('plots need matplotlib: pip install "minitune[plots]"') from missing
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     for i, (name, points) in enumerate(curves.items()):
         x, y, low, high = zip(*sorted(points), strict=True)
@@ -39,10 +37,4 @@ def interval_curves(curves: Mapping[str, Sequence[Point]], x_label: str, y_label
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    if file:
-        file = Path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".{file.name}")        # keeps the ending, which chooses the format
-        figure.savefig(unfinished, dpi=150)
-        unfinished.replace(file)
-    return figure
+    return write_figure(figure, file)

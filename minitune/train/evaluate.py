@@ -1,4 +1,4 @@
-"""evaluate and predict: a model on a whole set, without recording anything."""
+"""evaluate, predict_proba and predict: a model on a whole set, without recording anything."""
 
 from __future__ import annotations
 
@@ -46,10 +46,17 @@ def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str
     return means if "error" in means else means | {"perplexity": exp(min(means["loss"], 700.0))}     # e^710 overflows
 
 
-def predict(model: Module, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
-    """The number of the most likely class of every row, (N,) integers."""
-    classes = np.empty(len(dataset), int)
+def predict_proba(model: Module, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
+    """The probability of every class for every row, (N, K) float64: e^logits / sum(e^logits), in the order of the rows."""
+    probabilities = np.empty((len(dataset), len(model.labels)))     # type: ignore[attr-defined]
     with model.evaluating():
         for rows, batch in _batches(dataset, batch_size):
-            classes[rows] = model(batch).numpy().argmax(-1)
-    return classes
+            logits = model(batch).numpy().astype(np.float64)
+            exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+            probabilities[rows] = exponentials / exponentials.sum(-1, keepdims=True)
+    return probabilities
+
+
+def predict(model: Module, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
+    """The number of the most likely class of every row, (N,) integers."""
+    return predict_proba(model, dataset, batch_size).argmax(-1)

@@ -7,9 +7,11 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..backend import Array
 from ..formats.folder import write_text
+from ..show import training_curves
 
 
 @dataclass
@@ -46,3 +48,7 @@ class History:
         """Writes history.csv and history.jsonl, each whole or not at all."""
         self.to_csv(Path(folder) / "history.csv")
         write_text(Path(folder) / "history.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def plot(self, file: str | Path | None = None, title: str = "") -> Any:
+        """The losses and the rate over the steps. Returns the matplotlib Figure, written to `file` if given."""
+        return training_curves(self.rows, file, title)

@@ -58,10 +58,10 @@ def test_what_looks_like_a_special_token_is_text_and_only_the_true_end_ends():
 def test_a_prompt_has_the_same_tokens_in_training_as_at_generation():
     """No token lies on both sides of a mark, whatever the tokenizer would merge."""
     examples = ExampleSet([Example.completion("to b", "e or not"), Example.chat(CHAT)], TOKENIZER, 64, pack=False)
-    assert examples.documents[0].tolist()[: len(TOKENIZER.encode("to b"))] == TOKENIZER.encode("to b")
+    assert examples.tokens[0].tolist()[: len(TOKENIZER.encode("to b"))] == TOKENIZER.encode("to b")
     prompt = chat_prompt(CHAT[:2])
     assert Example.chat(CHAT).text.startswith(prompt)
-    assert examples.documents[1].tolist()[: len(TOKENIZER.encode(prompt))] == TOKENIZER.encode(prompt)
+    assert examples.tokens[1].tolist()[: len(TOKENIZER.encode(prompt))] == TOKENIZER.encode(prompt)
 
 
 @given(st.lists(st.tuples(st.text("abc é☕", min_size=1, max_size=12), st.booleans()), min_size=1, max_size=6))
@@ -97,7 +97,7 @@ def test_truncation_takes_from_the_beginning_so_that_the_end_is_learned():
     long = Example.completion("to be or not to be, " * 9, "that", name="line 3")
     examples = ExampleSet([long], TOKENIZER, 16, truncate=True)
     assert examples.truncated == ["line 3"] and supervised_text(examples) == "that|"
-    assert len(examples.documents[0]) == 16
+    assert len(examples.tokens[0]) == 16
     view = examples.view(0)
     assert view.states.count("truncated") == len(view.tokens) - 16 > 0
 
@@ -151,7 +151,7 @@ def test_a_pack_loses_what_its_examples_lose_apart_and_has_their_gradients():
 def test_in_a_pack_positions_start_anew_and_nobody_sees_another():
     examples = ExampleSet(mixed(), TOKENIZER, 128)
     (row,), batch = examples.rows, examples.batch([0])
-    lengths = [len(examples.documents[i]) for i in row]
+    lengths = [len(examples.tokens[i]) for i in row]
     assert batch.positions[0].tolist() == [t for length in lengths for t in range(length)]
     starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
     assert (batch.first[0] == starts).all() and (batch.last[0] == np.arange(sum(lengths))).all()
@@ -184,6 +184,6 @@ def test_the_view_says_what_becomes_of_every_token():
 
 def test_left_and_right_padding_of_a_batch_do_not_reach_the_loss():
     model = models.GPT(models.GPTConfig(TOKENIZER.vocab_size, 64, 1, 2, 16))
-    documents = [[ids.tolist()] for ids in ExampleSet(mixed(), TOKENIZER, 64, pack=False).documents]
+    documents = [[ids.tolist()] for ids in ExampleSet(mixed(), TOKENIZER, 64, pack=False).tokens]
     losses = [model.loss(Batch.causal(documents, side=side))["language_model"][0].item() for side in ("left", "right")]
     np.testing.assert_allclose(*losses, rtol=1e-6)

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from minitune.data import pydocs
 from minitune.data.dataset import nested_subsets
-from minitune.data.load import load
-from minitune.data.pydocs import NearDuplicates
+from minitune.data.sources import pydocs
+from minitune.data.sources.load import load
+from minitune.data.sources.pydocs import NearDuplicates
 
 
 @pytest.fixture(scope="module")

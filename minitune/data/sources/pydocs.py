@@ -27,7 +27,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
-from .dataset import Dataset, Split
+from ..dataset import Dataset, Split
 
 # Top-level modules and packages of each area; a name that a version of Python does not have is passed over.
 AREAS = {

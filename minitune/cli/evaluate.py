@@ -1,0 +1,83 @@
+"""minitune evaluate: how well a model does on data that it has not seen."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..data import Dataset
+from ..experiments.finetuning import as_set, model_folder
+from ..formats.folder import write_text
+from ..models import GPT, Classifier, from_pretrained
+from ..show import training_curves
+from ..train import classification_metrics, evaluate, predict_proba
+from .arguments import add_data, read_data, show_data
+from .run_folder import read_record
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser("evaluate", help="how well a model does", description=(
+        "Measures a model on a split of DATA, by default the data of its own run: accuracy, F1, confusion and calibration of a "
+        "classifier, perplexity of a model that writes. Writes evaluation.json and a plot."))
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run's folder, or a model's")
+    add_data(parser, optional=True)
+    parser.add_argument("--split", default="test", metavar="NAME", help="train, valid or test (default: test)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: RUN/evaluation-SPLIT)")
+    parser.set_defaults(run=run)
+
+
+def run(options: Any) -> None:
+    """Reads, measures, prints, writes."""
+    model = from_pretrained(model_folder(options.model))
+    own = read_record(options.model)
+    if options.data is None:
+        if own is None:
+            raise ValueError(f"{options.model} is no run's folder, so DATA must be given")
+        options = argparse.Namespace(**{**own["arguments"], **{k: getattr(options, k) for k in ("model", "split", "out")}})
+    elif isinstance(model, Classifier) and options.labels is None and not Path(options.data).is_dir():
+        options.labels = model.labels
+    dataset = read_data(options)
+    show_data(dataset)
+    _, text = measure(model, dataset, options.split, options.out or options.model / f"evaluation-{options.split}")
+    print(f"\n{text}")
+
+
+def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) -> tuple[dict[str, Any], str]:
+    """(figures, the same as text) of a model on a split; writes evaluation.json and, for a classifier, evaluation.png.
+
+    Raises ValueError where the data are not of the model's kind, or their labels not the model's.
+    """
+    if split not in dataset.splits:
+        raise ValueError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
+    if isinstance(model, Classifier) != (dataset.kind == "classification"):
+        raise ValueError(f"a {type(model).__name__} cannot be measured on data of kind {dataset.kind!r}")
+    gpt = model.backbone if isinstance(model, Classifier) else model
+    rows = as_set(dataset.splits[split], dataset.kind, model.tokenizer, gpt.config.block_size)    # type: ignore
+    if isinstance(model, Classifier):
+        if tuple(dataset.labels) != model.labels:
+            raise ValueError(f"the model's labels are {', '.join(model.labels)}; those of {dataset.name} are "
+                             f"{', '.join(dataset.labels)}")
+        metrics = classification_metrics(rows.labels, predict_proba(model, rows), model.labels)   # type: ignore[union-attr]
+        results, text = metrics.to_dict(), f"{len(rows):,} {split} rows\n{metrics.table()}"
+        if find_spec("matplotlib"):
+            metrics.plot(out / "evaluation.png")
+    else:
+        results = evaluate(model, rows)
+        text = f"perplexity {results['perplexity']:.2f} on the {split} texts (loss {results['loss']:.3f} nats a token)"
+    results = {"split": split, **results}
+    write_text(out / "evaluation.json", json.dumps(results, indent=1) + "\n")
+    return results, text
+
+
+def draw_history(folder: Path, title: str) -> None:
+    """history.png from history.csv, where matplotlib is there."""
+    if not find_spec("matplotlib") or not (folder / "history.csv").exists():
+        return
+    with open(folder / "history.csv", newline="", encoding="utf-8") as table:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(table)]
+    training_curves(rows, folder / "history.png", title)

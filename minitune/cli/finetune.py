@@ -1,0 +1,101 @@
+"""minitune finetune: a classifier, or a model that writes, from data of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..data import Dataset
+from ..experiments import Finetuned, Finetuning, default_base, finetune
+from ..experiments.baseline import require_scikit_learn, tfidf
+from ..experiments.finetuning import TUNING
+from ..formats.folder import write_text
+from ..models.classifier import POOLINGS
+from .arguments import add_data, natural, positive, read_data, show_data
+from .demo import warn_of_slow_settings
+from .evaluate import draw_history, measure
+from .model_card import model_card
+from .run_folder import add_run, begin, finish
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser("finetune", help="a model for data of your own", description=(
+        "Fine-tunes a pre-trained model on DATA: texts with labels give a classifier; texts, prompts with completions, and "
+        "chats give a model that writes. What does best on validation rows is kept, and measured on test rows."))
+    add_data(parser, optional=True)
+    add_run(parser, "runs/finetune")
+    default = Finetuning()
+    parser.add_argument("--base", type=Path, metavar="DIR", help="the model to start from: a run of pretrain or finetune, or a "
+                        "folder in Hugging Face's GPT-2 form (default: a small one, pre-trained once on Python's own English)")
+    parser.add_argument("--method", choices=tuple(TUNING), default=default.method,
+                        help=f"what trains (default: {default.method})")
+    parser.add_argument("--epochs", type=positive, default=default.epochs, metavar="N", help=f"default: {default.epochs}")
+    parser.add_argument("--lr", type=float, metavar="RATE", help="default: chosen by method and width")
+    parser.add_argument("--batch-size", type=positive, default=default.batch_size, metavar="N",
+                        help=f"rows read at once (default: {default.batch_size})")
+    parser.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of one step (default: 1)")
+    parser.add_argument("--patience", type=positive, default=default.patience, metavar="N",
+                        help=f"stop after so many epochs without a better one (default: {default.patience})")
+    parser.add_argument("--pooling", choices=tuple(POOLINGS), default=default.pooling,
+                        help=f"how a classifier sums up a text (default: {default.pooling})")
+    parser.add_argument("--ema", type=float, metavar="DECAY", help="keep an average of the weights, as with 0.99")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    parser.set_defaults(run=run)
+
+
+def run(options: Any) -> None:
+    """Reads, tunes, measures, records."""
+    options = begin(options)
+    warn_of_slow_settings()
+    dataset = read_data(options)
+    show_data(dataset)
+    settings = Finetuning(options.method, options.epochs, options.lr, options.batch_size, options.accumulate, options.patience,
+                          options.pooling, options.ema, options.seed)
+    made = finetune(dataset, _base(options), settings, options.out, options.resume)
+    print(f"\n{made.report}\n")
+    for note in made.notes:
+        print(f"  - {note}")
+    made.model.save_pretrained(options.out / "model")
+    draw_history(options.out, f"fine-tuning on {dataset.name}")
+    split = next(name for name in ("test", "valid", "train") if name in dataset.splits)
+    results, text = measure(made.model, dataset, split, options.out)
+    print(f"\n{text}{_baseline(dataset, split, results)}")
+    finish(options.out, dataset, {**results, "best_step": made.trainer.best.step if made.trainer.best else None,
+                                  "notes": made.notes})
+    write_text(options.out / "model" / "README.md", _card(dataset, made, settings, text, options.base))
+    use = "predict" if dataset.labels else "generate"
+    print(f"\nThe model is in {options.out / 'model'}. Use it with\n  minitune {use} {options.out} \"a text of yours\"")
+
+
+def _base(options: Any) -> Path:
+    if options.base:
+        return Path(options.base)
+    print("Base: a small GPT, pre-trained on the English that comes with Python (made once, in a minute or two)")
+    return default_base()
+
+
+def _baseline(dataset: Dataset, split: str, results: dict[str, Any]) -> str:
+    """The plain baseline beside a classifier, where scikit-learn is there to compute it."""
+    if dataset.kind != "classification" or split != "test" or "valid" not in dataset.splits:
+        return ""
+    try:
+        require_scikit_learn()
+    except ImportError:
+        return ""
+    train, valid, test = dataset.train, dataset.valid, dataset.test
+    found = tfidf(train.texts, train.labels, valid.texts, valid.labels, test.texts)      # type: ignore[arg-type]
+    results["baseline_accuracy"] = float((found.predictions == test.labels).mean())
+    return f"\nThe plain baseline, TF-IDF and logistic regression: accuracy {results['baseline_accuracy']:.1%}"
+
+
+def _card(dataset: Dataset, made: Finetuned, settings: Finetuning, results: str, base: Path | None) -> str:
+    trained, total = made.report.trainable, made.report.total
+    facts = {"base": base or "a small GPT pre-trained on Python's own English",
+             "trained": f"{trained:,} of {total:,} parameters ({trained / total:.2%}) by {settings.method}",
+             "settings": settings}
+    last = 'model.tokenizer' if not dataset.labels else 'model.labels'
+    use = f'import minitune as mt\n\nmodel = mt.models.from_pretrained("model")\nprint({last})'
+    return model_card(f"{'A classifier' if dataset.labels else 'A model that writes'}, from {dataset.name}", dataset, facts,
+                      results, use)

@@ -1,0 +1,58 @@
+"""minitune generate: a text, written on from a prompt, as it comes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .. import backend
+from ..data import chat_prompt
+from ..experiments.finetuning import model_folder
+from ..models import GPT, from_pretrained
+from .arguments import natural, positive
+from .run_folder import read_record
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser("generate", help="write on from a prompt", description=(
+        "Writes on from a prompt. A model that was fine-tuned on chats takes the prompt as a user's message."))
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run's folder, or a model's")
+    parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="default: nothing, a text from its beginning")
+    parser.add_argument("--max-new-tokens", type=positive, default=100, metavar="N", help="default: 100")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0: always the likeliest (default: 0.8)")
+    parser.add_argument("--top-k", type=positive, metavar="N", help="choose among the N likeliest tokens only")
+    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that make up P (default: 0.95)",
+                        default=0.95)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: repeat less (default: 1)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again")
+    parser.add_argument("--system", metavar="TEXT", help="for a chat: the system's message before the prompt")
+    parser.add_argument("--count", type=positive, default=1, metavar="N", help="so many texts (default: 1)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    parser.set_defaults(run=run)
+
+
+def run(options: Any) -> None:
+    """Loads, writes, prints as it comes."""
+    model = from_pretrained(model_folder(options.model))
+    if not isinstance(model, GPT):
+        raise ValueError(f"{options.model} holds a {type(model).__name__}, which writes no text. Use minitune predict")
+    prompt, chat = options.prompt, _kind(options.model) == "chat"
+    if options.system and not chat:
+        raise ValueError(f"--system is for models fine-tuned on chats, which {options.model} is not")
+    if chat:
+        before = [{"role": "system", "content": options.system}] if options.system else []
+        prompt = chat_prompt([*before, {"role": "user", "content": options.prompt}])
+    backend.seed(options.seed)
+    for _ in range(options.count):
+        print("" if chat else prompt, end="", flush=True)
+        for piece in model.stream(prompt, options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
+                                  top_p=options.top_p, repetition_penalty=options.repetition_penalty, stop=options.stop):
+            print(piece, end="", flush=True)
+        print()
+
+
+def _kind(folder: Path) -> str:
+    """The kind of data that a run's model was made of, "" where that is not known."""
+    return ((read_record(folder) or {}).get("data") or {}).get("kind", "")

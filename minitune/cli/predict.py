@@ -1,0 +1,65 @@
+"""minitune predict: the class of new texts."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from ..data import read
+from ..experiments.finetuning import model_folder
+from ..experiments.text_classifier import texts_as_set
+from ..formats.folder import write_text
+from ..models import Classifier, from_pretrained
+from ..train import predict_proba
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser("predict", help="the class of new texts", description=(
+        "Says into which class a fine-tuned classifier puts each text, and how probable it finds that."))
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run's folder, or a model's")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts, each in quotes")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="a .csv, .tsv or .jsonl with a column of texts, or a .txt "
+                        "with a text a line")
+    parser.add_argument("--text", metavar="COLUMN", help="the column of the texts")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv for the predictions (default with --file: "
+                        "predictions.csv in RUN)")
+    parser.set_defaults(run=run)
+
+
+def run(options: Any) -> None:
+    """Reads, predicts, prints or writes."""
+    texts = list(options.texts) + (_texts_of(options.file, options.text) if options.file else [])
+    if not texts:
+        raise ValueError('expected texts: minitune predict RUN "a text", or --file FILE')
+    model = from_pretrained(model_folder(options.model))
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{options.model} holds a {type(model).__name__}, which predicts no classes. Use minitune generate")
+    probabilities = predict_proba(model, texts_as_set(model, texts))
+    out = options.out or (options.model / "predictions.csv" if options.file else None)
+    if out:
+        write_text(out, _table(texts, probabilities, model.labels))
+        print(f"{len(texts):,} predictions are in {out}")
+        return
+    for text, row in zip(texts, probabilities):
+        best = int(row.argmax())
+        print(f"{model.labels[best]}  {row[best]:.0%}  {' '.join(text.split())[:80]}")
+
+
+def _texts_of(file: Path, column: str | None) -> list[str]:
+    """The texts in a file, in their order."""
+    if file.suffix == ".txt":
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read(file, text=column, kind="text", valid=0, test=0).train.texts
+
+
+def _table(texts: list[str], probabilities: Any, labels: tuple[str, ...]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["text", "label", "probability", *(f"p({label})" for label in labels)])
+    for text, row in zip(texts, probabilities):
+        writer.writerow([text, labels[int(row.argmax())], f"{row.max():.4f}", *(f"{p:.4f}" for p in row)])
+    return out.getvalue()

@@ -1,0 +1,74 @@
+"""A run's folder: run.json (what was asked and what came out), history, plots, checkpoints, and model/ with its card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..data import Dataset
+from ..formats.folder import write_text
+
+RECORD = "run.json"
+NOT_ASKED = ("run", "command", "resume", "out")                 # of the arguments: they do not say how a run is made
+
+
+def add_run(parser: argparse.ArgumentParser, out: str) -> None:
+    """--out and --resume."""
+    parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help=f"the run's folder (default: {out})")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with the interrupted run in --out; everything else is read from there")
+
+
+def begin(options: Any) -> Any:
+    """Makes the run's folder and writes down what was asked; with --resume, returns what was asked then.
+
+    Raises ValueError where --out is a file, holds a run already, or nothing to resume.
+    """
+    out, record = options.out, read_record(options.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    if options.resume:
+        if record is None or record["command"] != options.command:
+            raise ValueError(f"--out {out} holds no {options.command} to resume")
+        return argparse.Namespace(**{**vars(options), **record["arguments"]})
+    if record is not None:
+        raise ValueError(f"--out {out} holds a run already: {record['command']} of {record['arguments'].get('data')}. Go on "
+                         "with it by --resume, or give another --out")
+    if getattr(options, "data", "") is None:
+        raise ValueError("expected DATA: a file, a folder or the name of a data set")
+    asked = {name: value for name, value in vars(options).items() if name not in NOT_ASKED}
+    write_record(out, {"command": options.command, "arguments": asked, "minitune": __version__,
+                       "python": platform.python_version(), "numpy": np.__version__})
+    return options
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """run.json of a run's folder, or None where there is none."""
+    file = folder / RECORD
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as damage:
+        raise ValueError(f"{file}: not valid JSON ({damage})") from damage
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes run.json, whole or not at all."""
+    write_text(folder / RECORD, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def finish(folder: Path, dataset: Dataset, results: dict[str, Any]) -> dict[str, Any]:
+    """Adds the data and what came out to run.json, and returns it."""
+    record = read_record(folder) or {}
+    about = {"name": dataset.name, "kind": dataset.kind, "labels": dataset.labels, "fingerprint": dataset.fingerprint,
+             "rows": {name: len(split) for name, split in dataset.splits.items()}, "notes": dataset.notes}
+    record |= {"data": about, "results": results}
+    write_record(folder, record)
+    return record

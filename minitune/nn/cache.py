@@ -1,0 +1,42 @@
+"""KVCache: the keys and values of the tokens read so far, so that generation reads every token once."""
+
+from __future__ import annotations
+
+from ..backend import Array, array_module
+from ..tensor import Tensor
+from .module import Module
+
+
+class KVCache:
+    """Keys and values of every attention layer, each (B, length, H, D), written in place as tokens come.
+
+    `length` is the number of tokens a row can hold. A layer's two arrays are made when it first writes.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._layers: dict[Module, tuple[int, Array, Array]] = {}           # tokens so far, keys, values
+
+    def append(self, layer: Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k and v (B, T, H, D) of the next T tokens and gives all that `layer` has so far, (B, S, H, D), no copies.
+
+        Raises RuntimeError where gradients are recorded, ValueError where the rows are full.
+        """
+        if k.requires_grad or v.requires_grad:
+            raise RuntimeError("KVCache: it is written in place, which a backward pass cannot follow. Use it inside no_grad()")
+        B, T, H, D = k.shape
+        if layer not in self._layers:
+            xp = array_module(k.data)
+            self._layers[layer] = (0, *(xp.empty((B, self.length, H, D), k.dtype) for _ in range(2)))
+        start, keys, values = self._layers[layer]
+        end = start + T
+        if end > self.length:
+            raise ValueError(f"KVCache: its rows hold {self.length} tokens, got {start} and {T} more. Make a new one from "
+                             "the last tokens")
+        keys[:, start:end], values[:, start:end] = k.data, v.data
+        self._layers[layer] = end, keys, values
+        return Tensor(keys[:, :end]), Tensor(values[:, :end])
+
+    def keep(self, rows: Array) -> None:
+        """Drops every row but these (numbers, or booleans)."""
+        self._layers = {layer: (end, keys[rows], values[rows]) for layer, (end, keys, values) in self._layers.items()}

@@ -10,8 +10,9 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "minitune" / "__init__.py")
 
 FAST = ["numba>=0.61"]
 PLOTS = ["matplotlib>=3.8"]
+TENSORBOARD = ["tensorboardX>=2.6.2"]
 DEMO = [*FAST, *PLOTS, "scikit-learn>=1.4"]
-TEST = [*DEMO, "pytest>=8", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
+TEST = [*DEMO, *TENSORBOARD, "pytest>=8", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
 CUDA = ["ml_dtypes>=0.5"]
 
 setup(
@@ -29,6 +30,7 @@ setup(
         "fast": FAST,
         "plots": PLOTS,
         "demo": DEMO,
+        "tensorboard": TENSORBOARD,
         "test": TEST,
         "oracle": ["torch>=2.4", "transformers>=4.48", "peft>=0.14"],
         "cuda12": ["cupy-cuda12x[ctk]>=14,<15", *CUDA],

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from minitune import cli
+from minitune.cli import make_parser
+from minitune.cli.demo import default_out
 from minitune.experiments import Pretraining, pretrain
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -22,4 +23,4 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
 
 
 def test_the_demo_writes_to_the_folder_that_the_code_reads():
-    assert cli._default_out(cli._parser().parse_args(["demo"])) / "model" == Path("runs/demo/model")
+    assert default_out(make_parser().parse_args(["demo"])) / "model" == Path("runs/demo/model")

@@ -9,14 +9,14 @@ from typing import Any
 from ..data import Dataset
 from ..experiments import Finetuned, Finetuning, default_base, finetune
 from ..experiments.baseline import require_scikit_learn, tfidf
-from ..experiments.finetuning import TUNING
+from ..experiments.finetuning import TUNING, base_model
 from ..formats.folder import write_text
 from ..models.classifier import POOLINGS
 from .arguments import add_data, natural, positive, read_data, show_data
 from .demo import warn_of_slow_settings
 from .evaluate import draw_history, measure
 from .model_card import model_card
-from .run_folder import add_run, begin, finish
+from .run_folder import add_run, asked, begin, finish
 
 
 def add_command(commands: Any) -> None:
@@ -47,13 +47,15 @@ def add_command(commands: Any) -> None:
 
 def run(options: Any) -> None:
     """Reads, tunes, measures, records."""
-    options = begin(options)
+    options = asked(options)
     warn_of_slow_settings()
     dataset = read_data(options)
     show_data(dataset)
+    base = base_model(_base(options))
+    begin(options)
     settings = Finetuning(options.method, options.epochs, options.lr, options.batch_size, options.accumulate, options.patience,
                           options.pooling, options.ema, options.seed)
-    made = finetune(dataset, _base(options), settings, options.out, options.resume)
+    made = finetune(dataset, base, settings, options.out, options.resume)
     print(f"\n{made.report}\n")
     for note in made.notes:
         print(f"  - {note}")
@@ -92,7 +94,7 @@ def _baseline(dataset: Dataset, split: str, results: dict[str, Any]) -> str:
 
 def _card(dataset: Dataset, made: Finetuned, settings: Finetuning, results: str, base: Path | None) -> str:
     trained, total = made.report.trainable, made.report.total
-    facts = {"base": base or "a small GPT pre-trained on Python's own English",
+    facts = {"base": Path(base).name if base else "a small GPT pre-trained on Python's own English",
              "trained": f"{trained:,} of {total:,} parameters ({trained / total:.2%}) by {settings.method}",
              "settings": settings}
     last = 'model.tokenizer' if not dataset.labels else 'model.labels'

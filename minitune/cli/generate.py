@@ -17,7 +17,8 @@ from .run_folder import read_record
 def add_command(commands: Any) -> None:
     """Adds the command to the parser."""
     parser: argparse.ArgumentParser = commands.add_parser("generate", help="write on from a prompt", description=(
-        "Writes on from a prompt. A model that was fine-tuned on chats takes the prompt as a user's message."))
+        "Writes on from a prompt. A model that was fine-tuned on chats takes the prompt as a user's message, one that was "
+        "fine-tuned on prompts and answers takes it as one of these."))
     parser.add_argument("model", type=Path, metavar="RUN", help="a run's folder, or a model's")
     parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="default: nothing, a text from its beginning")
     parser.add_argument("--max-new-tokens", type=positive, default=100, metavar="N", help="default: 100")
@@ -38,12 +39,15 @@ def run(options: Any) -> None:
     model = from_pretrained(model_folder(options.model))
     if not isinstance(model, GPT):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which writes no text. Use minitune predict")
-    prompt, chat = options.prompt, _kind(options.model) == "chat"
+    made_of = (read_record(options.model) or {}).get("data") or {}
+    prompt, chat = options.prompt, made_of.get("kind") == "chat"
     if options.system and not chat:
         raise ValueError(f"--system is for models fine-tuned on chats, which {options.model} is not")
     if chat:
         before = [{"role": "system", "content": options.system}] if options.system else []
-        prompt = chat_prompt([*before, {"role": "user", "content": options.prompt}])
+        prompt = chat_prompt([*before, {"role": "user", "content": prompt}])
+    elif not prompt.endswith(end := made_of.get("prompts_end_with", "")):
+        prompt += end
     backend.seed(options.seed)
     for _ in range(options.count):
         print("" if chat else prompt, end="", flush=True)
@@ -51,8 +55,3 @@ def run(options: Any) -> None:
                                   top_p=options.top_p, repetition_penalty=options.repetition_penalty, stop=options.stop):
             print(piece, end="", flush=True)
         print()
-
-
-def _kind(folder: Path) -> str:
-    """The kind of data that a run's model was made of, "" where that is not known."""
-    return ((read_record(folder) or {}).get("data") or {}).get("kind", "")

@@ -15,7 +15,7 @@ from .arguments import add_data, natural, positive, read_data, show_data
 from .demo import warn_of_slow_settings
 from .evaluate import draw_history
 from .model_card import model_card
-from .run_folder import add_run, begin, finish
+from .run_folder import add_run, asked, begin, finish
 
 SIZES = {"steps": "steps of the optimizer", "n_layer": "layers", "n_head": "heads", "n_embd": "channels",
          "vocab_size": "tokens of the vocabulary, at most", "block_size": "tokens of a row, the longest context",
@@ -40,10 +40,11 @@ def add_command(commands: Any) -> None:
 
 def run(options: Any) -> None:
     """Reads, pre-trains, records."""
-    options = begin(options)
+    options = asked(options)
     warn_of_slow_settings()
     dataset = read_data(options)
     show_data(dataset)
+    begin(options)
     settings = Pretraining(**{name: getattr(options, name) for name in (*SIZES, "lr", "seed")})
     folder = options.out / "model"
     model = pretrain(dataset, folder, settings, out=options.out)

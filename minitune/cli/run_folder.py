@@ -13,6 +13,7 @@ import numpy as np
 from .. import __version__
 from ..data import Dataset
 from ..formats.folder import write_text
+from ..train.checkpoint import checkpoints
 
 RECORD = "run.json"
 NOT_ASKED = ("run", "command", "resume", "out")                 # of the arguments: they do not say how a run is made
@@ -25,10 +26,10 @@ def add_run(parser: argparse.ArgumentParser, out: str) -> None:
                         help="go on with the interrupted run in --out; everything else is read from there")
 
 
-def begin(options: Any) -> Any:
-    """Makes the run's folder and writes down what was asked; with --resume, returns what was asked then.
+def asked(options: Any) -> Any:
+    """What is asked for; with --resume, what was asked when the run was begun.
 
-    Raises ValueError where --out is a file, holds a run already, or nothing to resume.
+    Raises ValueError where --out is a file, holds results already, or nothing to resume.
     """
     out, record = options.out, read_record(options.out)
     if out.exists() and not out.is_dir():
@@ -36,16 +37,22 @@ def begin(options: Any) -> Any:
     if options.resume:
         if record is None or record["command"] != options.command:
             raise ValueError(f"--out {out} holds no {options.command} to resume")
-        return argparse.Namespace(**{**vars(options), **record["arguments"]})
-    if record is not None:
+        return argparse.Namespace(**{**vars(options), **record["arguments"], "resume": True})
+    if record is not None and ((out / "model").exists() or checkpoints(out)):
         raise ValueError(f"--out {out} holds a run already: {record['command']} of {record['arguments'].get('data')}. Go on "
                          "with it by --resume, or give another --out")
-    if getattr(options, "data", "") is None:
+    if options.data is None:
         raise ValueError("expected DATA: a file, a folder or the name of a data set")
-    asked = {name: value for name, value in vars(options).items() if name not in NOT_ASKED}
-    write_record(out, {"command": options.command, "arguments": asked, "minitune": __version__,
-                       "python": platform.python_version(), "numpy": np.__version__})
     return options
+
+
+def begin(options: Any) -> None:
+    """Makes the run's folder and writes down what was asked, once the data and the base have been read without an error."""
+    if options.resume:
+        return
+    arguments = {name: value for name, value in vars(options).items() if name not in NOT_ASKED}
+    write_record(options.out, {"command": options.command, "arguments": arguments, "minitune": __version__,
+                               "python": platform.python_version(), "numpy": np.__version__})
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -69,6 +76,9 @@ def finish(folder: Path, dataset: Dataset, results: dict[str, Any]) -> dict[str,
     record = read_record(folder) or {}
     about = {"name": dataset.name, "kind": dataset.kind, "labels": dataset.labels, "fingerprint": dataset.fingerprint,
              "rows": {name: len(split) for name, split in dataset.splits.items()}, "notes": dataset.notes}
+    if dataset.kind == "completion":
+        prompts = [example.text[: example.supervised[0][0]] for example in dataset.train.examples]
+        about["prompts_end_with"] = "\n" if all(prompt.endswith("\n") for prompt in prompts) else ""
     record |= {"data": about, "results": results}
     write_record(folder, record)
     return record

@@ -69,6 +69,13 @@ class GPT(Module, Pretrained, Generative):
             x = block(x, batch.first, batch.last, cache)
         return self.norm(x)
 
+    def check(self, dataset: Any) -> None:
+        """Raises ValueError where a set holds a token that this model has not."""
+        largest = getattr(dataset, "largest_id", 0)
+        if largest >= self.config.vocab_size:
+            raise ValueError(f"GPT: token ids must be 0 .. {self.config.vocab_size - 1}, the set holds {largest}. Was it made "
+                             "with another tokenizer?")
+
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, int, float]]:
         """{term: (sum of losses, count, weight)}: the cross-entropy of each next token, in nats."""
         x = self.features(batch)

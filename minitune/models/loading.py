@@ -28,5 +28,8 @@ def from_pretrained(folder: str | Path) -> GPT | Classifier:
     model.load_state_dict(state)
     if (Path(folder) / "tokenizer.json").exists():
         model.tokenizer = Tokenizer.load(Path(folder) / "tokenizer.json")
+        if model.tokenizer.vocab_size > sizes.vocab_size:
+            raise ValueError(f"from_pretrained: {folder}: tokenizer.json has {model.tokenizer.vocab_size:,} tokens, the "
+                             f"model's embedding {sizes.vocab_size:,} rows. Is it another model's tokenizer?")
     model.eval()                                # as Hugging Face's: dropout is off until the model is trained
     return model

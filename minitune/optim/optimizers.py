@@ -29,11 +29,11 @@ class Slot:
 
 
 def groups_of(model: Module, weight_decay: float = 0.0, decay_all: bool = False) -> list[Group]:
-    """Two groups: the parameters that decay (weights of linear layers; all of them with `decay_all`), and the rest."""
+    """The parameters that decay (weights of linear layers; all of them with `decay_all`), and the rest, a group each."""
     every = list(model.parameters())
     decayed = [p for p in every if p.decays or decay_all]
     rest = [p for p in every if not (p.decays or decay_all)]
-    return [Group(decayed, weight_decay=weight_decay), Group(rest)]
+    return [group for group in (Group(decayed, weight_decay=weight_decay), Group(rest)) if group.parameters]
 
 
 class Optimizer:
@@ -59,6 +59,9 @@ class Optimizer:
             self.groups += [Group(plain, weight_decay=weight_decay)] if plain else []
         if not any(group.parameters for group in self.groups):
             raise ValueError(f"{type(self).__name__}: expected parameters, got none")
+        empty = [i for i, group in enumerate(self.groups) if not group.parameters]
+        if empty:
+            raise ValueError(f"{type(self).__name__}: group {empty[0]} holds no parameters. Was a name misspelt?")
         held = [id(p) for p in self.parameters()]
         if len(set(held)) < len(held):
             raise ValueError(f"{type(self).__name__}: a parameter is in two groups and would move twice a step")

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backend import Array, array_module, device_of, random
 from ..formats.folder import read_state, write_state
+from ..nn import Module
 from ..optim import SCHEDULES
 from ..optim.optimizers import Slot
 from .history import Best
@@ -97,12 +98,21 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     names = {function: name for name, function in SCHEDULES.items()}
     optimizer = {name: value for name, value in vars(trainer.optimizer).items() if name not in ("groups", "slots", "lr")}
     groups = [[group.rate, group.weight_decay, len(group.parameters)] for group in trainer.optimizer.groups]
-    return {"steps": trainer.steps, "lr": trainer.lr, "batch_size": trainer.batch_size, "accumulate": trainer.accumulate,
-            "schedule": names.get(trainer.schedule, "a function"), "clip": repr(trainer.clip),
+    return {"model": _model(trainer.model), "steps": trainer.steps, "lr": trainer.lr, "batch_size": trainer.batch_size,
+            "accumulate": trainer.accumulate, "schedule": names.get(trainer.schedule, "a function"),
+            "clip": repr(trainer.clip),
             "evaluate_every": trainer.evaluate_every, "patience": trainer.patience, "min_steps": trainer.min_steps,
             "ema": trainer.average.decay if trainer.average else None, "optimizer": type(trainer.optimizer).__name__,
             "optimizer's settings": repr(optimizer), "parameter groups": groups,
             "training data": _data(trainer.train), "validation data": _data(trainer.valid)}
+
+
+def _model(model: Module) -> str:
+    """A digest of what a model computes beside its weights: heads, scales, dropout, pooling, labels."""
+    plain = {name: {key: value for key, value in vars(part).items()
+                    if isinstance(value, (int, float, str, tuple)) and key != "training"}
+             for name, part in model.named_modules()}
+    return f"settings with digest {sha256(repr(plain).encode()).hexdigest()[:16]}"
 
 
 def _data(dataset: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,13 @@ class ClassificationMetrics:
         return float(self.confusion.trace() / self.confusion.sum())
 
     @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy: how little few rows say. Source: Wilson 1927, Probable inference, page 210."""
+        n, p, z = int(self.confusion.sum()), self.accuracy, 1.959964
+        middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+    @property
     def macro_f1(self) -> float:
         """The mean F1 over all K classes, each of the same weight."""
         return float(self.f1.mean())
@@ -88,8 +96,9 @@ class ClassificationMetrics:
         lines = [f"{'class':{width}}  precision  recall     F1    count"]
         lines += [f"{name:{width}}  {precision:9.3f}  {recall:6.3f}  {f1:5.3f}  {count:7,}  {note}".rstrip()
                   for name, precision, recall, f1, count, note in rows]
-        return "\n".join([*lines, f"accuracy {self.accuracy:.3f}, loss {self.loss:.3f} nats, expected calibration error "
-                                  f"{self.expected_calibration_error:.3f}"])
+        low, high = self.accuracy_interval
+        return "\n".join([*lines, f"accuracy {self.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})",
+                          f"loss {self.loss:.3f} nats, expected calibration error {self.expected_calibration_error:.3f}"])
 
     def _notes(self) -> list[str]:
         """Of each class, what makes a ratio of it 0 / 0, or nothing."""
@@ -99,7 +108,8 @@ class ClassificationMetrics:
     def to_dict(self) -> dict[str, Any]:
         """Every figure as plain numbers, lists and dictionaries, for JSON; what an empty bin has not is None."""
         columns = zip(self.names, self.precision.tolist(), self.recall.tolist(), self.f1.tolist(), self.counts.tolist())
-        return {"accuracy": self.accuracy, "loss": self.loss, "macro_f1": self.macro_f1, "micro_f1": self.micro_f1,
+        return {"accuracy": self.accuracy, "accuracy_interval": [*self.accuracy_interval], "loss": self.loss,
+                "macro_f1": self.macro_f1, "micro_f1": self.micro_f1,
                 "expected_calibration_error": self.expected_calibration_error,
                 "classes": [dict(zip(("name", "precision", "recall", "f1", "count"), column)) for column in columns],
                 "confusion": self.confusion.tolist(),
@@ -126,7 +136,8 @@ def classification_metrics(labels: Any, probabilities: Any, names: Sequence[str]
     spam               1.000   0.500  0.667        2
     macro average      0.750   0.750  0.667        3
     micro average      0.667   0.667  0.667        3  equals the accuracy: one label a row
-    accuracy 0.667, loss 0.415 nats, expected calibration error 0.300
+    accuracy 0.667 (95 % interval 0.208 to 0.939)
+    loss 0.415 nats, expected calibration error 0.300
     """
     labels, probabilities = _checked(np.asarray(labels), np.asarray(probabilities, np.float64), len(names))
     predicted, confidences = probabilities.argmax(1), probabilities.max(1)

@@ -101,10 +101,9 @@ class Trainer:
         keep_large_blocks()
         self._begin(resume)
         self.model.train()
-        audit = Audit(self.model, self.optimizer)
         try:
             with deferred_signals() if self.out else nullcontext(lambda: False) as stop:
-                self._loop(audit, stop)
+                self._loop(stop)
         finally:                                # also of a run that was interrupted or went astray, the best is left
             self._leave()
         return self.history
@@ -117,12 +116,15 @@ class Trainer:
             raise ValueError(f"Trainer: {self.out} holds a training that reached step {written[-1].stem.split('-')[-1]}. Go on "
                              "from there with fit(resume=True), or give another folder")
 
-    def _loop(self, audit: Audit, stop: Callable[[], bool]) -> None:
-        tokens, seconds, first = 0, 0.0, self.step
+    def _loop(self, stop: Callable[[], bool]) -> None:
+        tokens, seconds, trained = 0, 0.0, set[str]()
         label = self.progress if isinstance(self.progress, str) else "training"
         with tqdm(total=self.steps, initial=self.step, desc=label, unit="step", disable=not self.progress) as bar:
             while self.step < self.steps and not self._stalled():
                 self._tell("on_step_begin")
+                if trained != self._trained():          # at the start, and where a callback froze or unfroze something
+                    trained, audited, audit = self._trained(), self.step + 2, Audit(self.model, self.optimizer)
+                    self._add_to_best(trained)
                 rate, start = self.lr * self.schedule(self.step, self.steps), perf_counter()
                 batches = [self.train.batch(self._next_rows()) for _ in range(self.accumulate)]
                 loss = self.train_step(batches, rate)
@@ -130,7 +132,7 @@ class Trainer:
                 self.losses.append(loss)
                 if self.average:
                     self.average.update(self.model, self.step)
-                if self.step == first + 2 and rate > 0:
+                if self.step == audited and rate > 0:
                     audit.check()
                 tokens, seconds = tokens + sum(b.tokens for b in batches), seconds + perf_counter() - start
                 bar.set_postfix_str(f"loss {loss:.3f}, rate {rate:.1e}, {tokens / seconds:,.0f} tokens/s", refresh=False)
@@ -199,11 +201,21 @@ class Trainer:
     def _validate(self, valid: BatchSet) -> dict[str, float]:
         measured = evaluate(self.model, valid)
         if self.best is None or _score(measured) < _score(self.best.measured):
-            trained = {name: p.data.copy() for name, p in self.model.named_parameters() if p.requires_grad}
-            self.best = Best(self.step, measured, trained)
-            if self.out:
-                write_tensors(self.out / "best.safetensors", trained)
+            self.best = Best(self.step, measured, {})
+            self._add_to_best({name for name, p in self.model.named_parameters()
+                               if p.requires_grad or id(p) in self.optimizer.slots})
         return {f"valid_{name}": value for name, value in measured.items()}
+
+    def _add_to_best(self, names: set[str]) -> None:
+        """Keeps the weights of these names as the best's, where it has none: what is unfrozen late was what it is now."""
+        if self.best and not names <= set(self.best.weights):
+            self.best.weights |= {name: p.data.copy() for name, p in self.model.named_parameters()
+                                  if name in names - set(self.best.weights)}
+            if self.out:
+                write_tensors(self.out / "best.safetensors", self.best.weights)
+
+    def _trained(self) -> set[str]:
+        return {name for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _stalled(self) -> bool:
         if not self.patience or self.best is None or self.step < self.min_steps or self.step % self.evaluate_every:

@@ -5,15 +5,18 @@ less than the gap between the two likeliest tokens.
 """
 
 import warnings
+from copy import copy
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minitune as mt
 from minitune import Tensor, backend, models, nn, tune
 from minitune.data import Batch, Tokenizer
+from minitune.data.tokenizer import END
 from minitune.models.generation import Generative, Sampling
 from minitune.nn.cache import KVCache
 
@@ -349,6 +352,17 @@ def test_a_stop_text_cut_across_the_borders_of_longer_tokens():
     assert len(script) < 10 and 1 < len(tokenizer.encode("st E"))
     assert said(script, tokenizer) and "".join(said(script, tokenizer)) == "lower lowest END of lower"
     assert "".join(said(script, tokenizer, stop="st E")) == "lower lowe"
+    assert said(script, tokenizer, stop=("we", "o")) == ["l"] and tokenizer.encode("lower") == script[:1]   # both in one token
+
+
+def test_a_tokenizer_that_joins_words_by_spaces_keeps_them():
+    """Decoded alone, its tokens have no space before them: pieces must not lose it."""
+    rules = tokenizers.Tokenizer(tokenizers.models.WordLevel({"▁to": 0, "▁be": 1, "▁or": 2, END: 3}, "▁or"))
+    rules.pre_tokenizer, rules.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    tokenizer = Tokenizer(rules)
+    assert tokenizer.decode([1]) == "be" and tokenizer.encode("to") == [0]
+    assert list(Scripted([1, 2, 0], tokenizer).stream("to", 3, temperature=0)) == [" be", " or", " to"]
+    assert list(Scripted([1, 2, 0], tokenizer).stream("", 3, temperature=0)) == ["be", " or", " to"]
 
 
 def test_no_token_is_made_after_a_stop_text():
@@ -401,7 +415,9 @@ def test_a_list_of_prompts_gives_a_list_and_an_empty_prompt_starts_from_the_end_
     model = with_bytes()
     one = model.generate("to be", 10, temperature=0)
     assert model.generate(["to be"], 10, temperature=0) == [one] and model.generate([], 10) == []
-    (new,) = model.generate_ids([[BYTES.end]], 10, temperature=0, end=BYTES.end, banned=[BYTES.pad])
+    model.tokenizer = copy(BYTES)
+    model.tokenizer.end = 65                    # another than 0
+    (new,) = model.generate_ids([[65]], 10, temperature=0, end=65, banned=[BYTES.pad])
     assert model.generate(("to be", ""), 10, temperature=0) == [one, BYTES.decode(new)]
 
 

@@ -69,7 +69,7 @@ def test_the_table_marks_classes_without_rows_and_classes_never_predicted():
     assert notes["micro average"].endswith("equals the accuracy: one label a row")
     for line in (head, *lines[:2]):
         assert len(line) == len(head)
-    assert f"accuracy {metrics.accuracy:.3f}, loss {metrics.loss:.3f} nats" in lines[-1]
+    assert f"accuracy {metrics.accuracy:.3f} (95 % interval" in lines[-2] and f"loss {metrics.loss:.3f} nats" in lines[-1]
 
 
 def test_the_dictionary_is_plain_json_and_holds_every_figure():
@@ -139,3 +139,12 @@ def test_logits_too_large_for_an_exponential_are_no_trouble():
     model.head.weight.data[:] = np.sign(model.head.weight.data) * 1e5
     probabilities = predict_proba(model, ClassificationSet([[1, 2]], [0], 8))
     assert np.sort(probabilities).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("right, rows, low, high", [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0),
+                                                    (750, 1000, 0.7222, 0.7758)])
+def test_the_accuracys_interval_is_wilsons(right, rows, low, high):
+    """Against values worked out by hand from the formula, four digits."""
+    sure = np.tile([0.9, 0.1], (rows, 1))
+    metrics = classification_metrics((np.arange(rows) >= right).astype(int), sure, ["no", "yes"])
+    np.testing.assert_allclose(metrics.accuracy_interval, (low, high), atol=5e-5)

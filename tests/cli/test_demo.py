@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from minitune import cli
+from minitune.cli import demo
 from minitune.experiments import Pretraining, Protocol
 
 TINY = Pretraining(vocab_size=400, block_size=16, n_layer=1, n_head=2, n_embd=16, steps=2, batch_size=4, held_out=2)
@@ -16,8 +17,8 @@ PROTOCOL = Protocol(sizes=(8,), seeds=(0,), sweep_at=8, least_steps=2, epochs=0,
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(cli, "QUICK_PRETRAINING", TINY)
-    monkeypatch.setattr(cli, "QUICK", PROTOCOL)
+    monkeypatch.setattr(demo, "QUICK_PRETRAINING", TINY)
+    monkeypatch.setattr(demo, "QUICK", PROTOCOL)
 
 
 def test_the_demo_writes_what_it_promises_and_ends_with_the_sentence(tiny, tmp_path, capsys):
@@ -66,7 +67,7 @@ def test_out_must_be_a_folder(tmp_path, capsys):
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, "pretrain", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(demo, "pretrain", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.main(["demo", "--out", str(tmp_path)]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

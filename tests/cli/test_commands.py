@@ -1,0 +1,165 @@
+"""The commands on data of one's own: what each writes, and that one's output is the next one's input."""
+
+import csv
+import json
+
+import pytest
+from own_data import WORDS, contents, rows, write_csv
+
+from minitune import cli, models
+from minitune.formats.folder import read_tensors
+
+RUN_FILES = {"run.json", "history.csv", "history.jsonl", "history.png", "evaluation.json", "evaluation.png", "best.safetensors",
+             "model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md"}
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_finetune_writes_a_run_folder_with_everything_in_it(ended, capsys):
+    found = {file.relative_to(ended / "run").as_posix() for file in (ended / "run").rglob("*") if file.is_file()}
+    assert found >= RUN_FILES and sum(name.startswith("checkpoints/") for name in found) == 2
+    record = json.loads((ended / "run/run.json").read_text())
+    assert record["command"] == "finetune" and record["arguments"]["method"] == "lora"
+    assert record["data"]["labels"] == sorted(WORDS) and record["results"]["split"] == "test"
+    assert 0 <= record["results"]["accuracy"] <= 1 and 0 <= record["results"]["baseline_accuracy"] <= 1
+    card = (ended / "run/model/README.md").read_text()
+    assert "A classifier, from places" in card and "expected calibration error" in card and "by lora" in card
+    assert isinstance(models.from_pretrained(ended / "run/model"), models.Classifier)
+
+
+def test_predict_evaluate_and_predictions_of_a_file(run_folder, tmp_path, capsys):
+    assert run("predict", run_folder, "wave tide shell", "moss bark") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.split()[0] in WORDS for line in lines) and "wave tide shell" in lines[0]
+    new = write_csv(tmp_path / "new.csv", [(text,) for text, _ in rows(6)], header=("text",))
+    assert run("predict", run_folder, "--file", new) == 0
+    with open(run_folder / "predictions.csv", newline="", encoding="utf-8") as out:
+        table = list(csv.DictReader(out))
+    assert len(table) == 6 and {row["label"] for row in table} <= set(WORDS)
+    assert all(abs(float(row["p(sea)"]) + float(row["p(wood)"]) - 1) < 2e-4 for row in table)
+    assert run("evaluate", run_folder, "--split", "valid") == 0
+    assert "macro average" in capsys.readouterr().out
+    assert json.loads((run_folder / "evaluation-valid/evaluation.json").read_text())["split"] == "valid"
+    assert (run_folder / "evaluation-valid/evaluation.png").stat().st_size > 0
+    other = write_csv(tmp_path / "other.csv", rows(20, seed=5))
+    assert run("evaluate", run_folder, other, "--split", "train", "--out", tmp_path / "there") == 0
+    assert (tmp_path / "there/evaluation.json").exists()
+
+
+def test_pretrain_then_finetune_on_text_then_generate(tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("\n\n".join(text for text, _ in rows(300, seed=2)), encoding="utf-8")
+    sizes = ["--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--vocab-size", 300, "--block-size", 16, "--batch-size", 4]
+    assert run("pretrain", tmp_path / "book.txt", "--out", tmp_path / "base", "--steps", 5, *sizes) == 0
+    for file in ("run.json", "history.png", "model/README.md", "model/model.safetensors"):
+        assert (tmp_path / "base" / file).stat().st_size > 0
+    assert json.loads((tmp_path / "base/run.json").read_text())["results"]["perplexity"] > 1
+    assert run("finetune", tmp_path / "book.txt", "--base", tmp_path / "base", "--out", tmp_path / "tuned", "--epochs", 1) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert run("evaluate", tmp_path / "tuned") == 0
+    arguments = ["generate", tmp_path / "tuned", "wave", "--max-new-tokens", 12, "--seed", 3]
+    capsys.readouterr()
+    outputs = []
+    for _ in range(2):
+        assert run(*arguments) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and outputs[0].startswith("wave") and len(outputs[0]) > 6
+
+
+CHAT = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": label}]} for text, label in rows(40)]
+
+
+def test_chats_are_learned_and_asked(base, tmp_path, capsys):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps(line) + "\n" for line in CHAT), encoding="utf-8")
+    assert run("data", chats, "--base", base) == 0
+    assert "packed into" in capsys.readouterr().out
+    assert run("finetune", chats, "--base", base, "--out", tmp_path / "run", "--epochs", 1) == 0
+    assert "longer than the model's 16 tokens and were cut" in capsys.readouterr().out
+    assert run("generate", tmp_path / "run", "wave", "--max-new-tokens", 4, "--temperature", 0, "--system", "Be brief.") == 0
+    assert not capsys.readouterr().out.startswith("wave")      # the answer alone
+
+
+def test_a_prompt_ends_at_generation_as_the_prompts_did_in_training(base, tmp_path, monkeypatch):
+    table = write_csv(tmp_path / "answers.csv", rows(40), header=("question", "answer"))
+    assert run("finetune", table, "--base", base, "--out", tmp_path / "run", "--epochs", 1) == 0
+    prompts = []
+    monkeypatch.setattr(models.GPT, "stream", lambda self, prompt, *more, **settings: prompts.append(prompt) or iter([]))
+    assert run("generate", tmp_path / "run", "wave tide") == 0 and run("generate", base, "wave tide") == 0
+    assert prompts == ["wave tide\n", "wave tide"]
+
+
+def test_data_shows_and_writes_splits_that_read_takes(table, tmp_path, capsys):
+    assert run("data", table, "--out", tmp_path / "splits") == 0
+    assert "sea 16, wood 16" in capsys.readouterr().out
+    assert run("data", tmp_path / "splits") == 0
+    assert "train 32, valid 4, test 4" in capsys.readouterr().out
+
+
+def test_sample_efficiency_on_data_of_ones_own(base, tmp_path, monkeypatch, capsys):
+    from minitune.cli import sample_efficiency
+    from minitune.experiments import Protocol
+    protocol = Protocol(sizes=(4,), least_steps=2, epochs=0, longest=1, rates={"scratch": (1e-3,), "full": (1e-3,)})
+    monkeypatch.setattr(sample_efficiency, "Protocol", lambda: protocol)
+    table = write_csv(tmp_path / "places.csv", rows(80))
+    arguments = ["sample-efficiency", table, "--base", base, "--out", tmp_path / "out", "--sizes", "4", "--seeds", 1,
+                 "--methods", "scratch,full", "--workers", 1]
+    assert run(*arguments) == 0
+    assert "4 labels" in capsys.readouterr().out.splitlines()[-1] and (tmp_path / "out/sample_efficiency.png").exists()
+    assert run(*arguments[:-4], "--methods", "scratch,fll") == 2
+    assert "there is no 'fll'" in capsys.readouterr().err
+
+
+# ---- Resuming ------------------------------------------------------------------------------------------------------
+
+def test_an_interrupted_finetuning_goes_on_by_resume_alone_and_ends_the_same(base, table, tmp_path, monkeypatch, capsys):
+    arguments = ["finetune", table, "--base", base, "--epochs", 3, "--method", "lora"]
+    assert run(*arguments, "--out", tmp_path / "whole") == 0
+    from minitune.train import Trainer
+    step, calls = Trainer.train_step, []
+
+    def interrupted(self, *given):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    capsys.readouterr()
+    assert run(*arguments, "--out", tmp_path / "cut") == 130
+    assert f"minitune finetune --resume --out {tmp_path / 'cut'} goes on" in capsys.readouterr().err
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert run("finetune", "--resume", "--out", tmp_path / "cut") == 0
+    ends = [read_tensors(tmp_path / name / "model/model.safetensors") for name in ("whole", "cut")]
+    assert ends[0].keys() == ends[1].keys() and all((ends[0][name] == ends[1][name]).all() for name in ends[0])
+
+
+def test_a_run_that_has_ended_resumes_to_the_same(run_folder):
+    before = contents(run_folder)
+    assert run("finetune", "--resume", "--out", run_folder) == 0
+    after = contents(run_folder)
+    changed = {str(file) for file in before if before[file] != after[file]}
+    assert changed <= {"run.json"} and before.keys() == after.keys()        # its arguments name another place
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["finetune", "--out", "{run}"], "holds a run already"), (["finetune", "{csv}", "--out", "{run}"], "by --resume, or give"),
+    (["finetune", "--out", "{new}"], "expected DATA"), (["finetune", "{csv}", "--out", "{csv}"], "is a file"),
+    (["pretrain", "--resume", "--out", "{run}"], "holds no pretrain to resume"),
+    (["finetune", "--resume", "--out", "{new}"], "holds no finetune to resume"),
+    (["predict", "{run}"], "expected texts"), (["generate", "{run}", "x"], "writes no text. Use minitune predict"),
+    (["predict", "{base}", "x"], "predicts no classes. Use minitune generate"), (["predict", "{new}", "x"], "is missing"),
+    (["evaluate", "{run}", "--split", "tset"], "no split 'tset'; it has train, valid, test"),
+    (["evaluate", "{base}"], "no run's folder, so DATA must be given"),
+    (["generate", "{base}", "x", "--system", "y"], "--system is for models fine-tuned on chats"),
+    (["generate", "{base}", "x", "--top-p", "2"], "top_p must be in"), (["finetune", "{csv}", "--base", "{csv}"], "places.csv"),
+    (["finetune", "{csv}", "--base", "{base}", "--label", "lable", "--out", "{new}"], "'lable'"),
+    (["data", "nowhere.csv"], "nowhere.csv"), (["data", "imbd"], "Did you mean 'imdb'")])
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments, expected, run_folder, base, table, tmp_path, capsys):
+    before = contents(run_folder)
+    places = {"run": run_folder, "base": base, "csv": table, "new": tmp_path / "new"}
+    assert run(*(argument.format(**places) for argument in arguments)) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1 and error.startswith(f"minitune {arguments[0]}: ")
+    assert contents(run_folder) == before and not (tmp_path / "new").exists()

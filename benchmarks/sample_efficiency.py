@@ -13,19 +13,17 @@ import argparse
 import json
 import os
 import platform
-import re
-import sys
 from pathlib import Path
 
 os.environ.pop("OPENBLAS_CORETYPE", None)       # before NumPy: an inherited choice of kernels halves its matrix products
 
 import numpy as np
+from pages import write_between_marks
 
 import minitune as mt
-from minitune.cli import DEMO, DEMO_PRETRAINING
+from minitune.cli.demo import DEMO, DEMO_PRETRAINING
 from minitune.experiments import Pretraining, Protocol, Results, pretrain, sample_efficiency
 from minitune.experiments.runner import read_lines
-from minitune.formats.folder import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_README = {"pydocs": 64, "ag_news_22k": 16}      # the label count whose sentence stands there
@@ -91,16 +89,6 @@ def section(name: str, results: Results) -> list[str]:
             f"{', '.join(results.settings['rates_at_the_edge']) or 'none'}. Texts: {results.settings['citation']} (fingerprint "
             f"{results.settings['fingerprint']}). Every run: [JSON](../benchmarks/results/sample_efficiency_{name}.json), "
             f"made by `{results.settings['command']}`.", ""]
-
-
-def write_between_marks(file: Path, name: str, lines: list[str]) -> None:
-    """Replaces what stands in a file between `<!-- name: ... -->` and `<!-- end of name -->`."""
-    text = file.read_text(encoding="utf-8")
-    mark = re.compile(f"<!-- {name}: .*?<!-- end of {name} -->", re.DOTALL)
-    if not mark.search(text):
-        sys.exit(f"{file} has no place for {name}: add '<!-- {name}: --> <!-- end of {name} -->' to it")
-    whole = "\n".join([f"<!-- {name}: written by benchmarks/sample_efficiency.py -->", *lines, f"<!-- end of {name} -->"])
-    write_text(file, mark.sub(lambda _: whole, text))
 
 
 if __name__ == "__main__":

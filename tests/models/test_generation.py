@@ -359,6 +359,7 @@ def test_a_tokenizer_that_joins_words_by_spaces_keeps_them():
     """Decoded alone, its tokens have no space before them: pieces must not lose it."""
     rules = tokenizers.Tokenizer(tokenizers.models.WordLevel({"▁to": 0, "▁be": 1, "▁or": 2, END: 3}, "▁or"))
     rules.pre_tokenizer, rules.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    rules.add_special_tokens([END])
     tokenizer = Tokenizer(rules)
     assert tokenizer.decode([1]) == "be" and tokenizer.encode("to") == [0]
     assert list(Scripted([1, 2, 0], tokenizer).stream("to", 3, temperature=0)) == [" be", " or", " to"]

@@ -15,9 +15,11 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     from minitune.data import load
     monkeypatch.chdir(tmp_path)
     pretrain(load("pydocs"), "runs/demo/model", TINY, progress=False)       # what `minitune demo` leaves there, but tiny
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    monkeypatch.setattr("minitune.experiments.text_classifier.default_base", lambda *_: Path("runs/demo/model"))
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
+    assert "['sea']" in printed or "['wood']" in printed
     assert "'error'" in printed and "merged 6 LoRA layers" in printed
     assert Path("runs/my_classifier/model.safetensors").exists()
 

@@ -1,9 +1,10 @@
 """Layers with parameters, from which models are built."""
 
+from .cache import KVCache
 from .layers import Dropout, Embedding, LayerNorm, Linear
 from .module import Module
 from .parameter import Parameter, filled, normal, shapes_only, uniform
 from .transformer import MLP, Attention, TransformerBlock
 
-__all__ = ["MLP", "Attention", "Dropout", "Embedding", "LayerNorm", "Linear", "Module", "Parameter",
+__all__ = ["MLP", "Attention", "Dropout", "Embedding", "KVCache", "LayerNorm", "Linear", "Module", "Parameter",
            "TransformerBlock", "filled", "normal", "shapes_only", "uniform"]

@@ -86,7 +86,8 @@ class Module:
     def evaluating(self) -> Iterator[None]:
         """Inside this block dropout is off and nothing is recorded; afterwards every part is in its own mode again."""
         modes = [(module, module.training) for _, module in self.named_modules()]
-        self.eval()
+        for module, _ in modes:
+            module.training = False
         try:
             with no_grad():
                 yield

@@ -5,7 +5,7 @@ import pytest
 
 import minitune as mt
 from minitune import models
-from minitune.data import Batch
+from minitune.data import Batch, ClassificationSet, LanguageModelSet
 from minitune.models.classifier import POOLINGS
 from minitune.tensor import Tensor
 
@@ -104,3 +104,14 @@ def test_labels_that_become_one_as_text_are_told():
 def test_a_label_outside_the_classes_is_told(label):
     with pytest.raises(ValueError, match=r"cross_entropy: targets|2"):
         classifier().loss(Batch.causal([[[1, 2]]], [label]))
+
+
+def test_a_set_with_labels_or_tokens_that_the_model_has_not_is_told_before_training():
+    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 1, 2, 16)), ["no", "yes"])
+    model.check(ClassificationSet([[1, 2], [19]], [0, 1], 8))
+    with pytest.raises(ValueError, match=r"labels must be 0 \.\. 1 for no, yes, got 2 at row 1 \(1 such rows\)"):
+        model.check(ClassificationSet([[1, 2], [3]], [0, 2], 8))
+    with pytest.raises(ValueError, match=r"token ids must be 0 \.\. 19, the set holds 20\. Was it made with another tokenizer"):
+        model.check(ClassificationSet([[1, 20], [3]], [0, 1], 8))
+    with pytest.raises(ValueError, match="the set holds 20"):
+        model.backbone.check(LanguageModelSet([[1, 2, 20, 4, 5, 6, 7, 8]], 4))

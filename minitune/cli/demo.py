@@ -16,6 +16,7 @@ from ..experiments import Pretraining, Protocol, Results, pretrain, sample_effic
 from ..experiments.sample_efficiency import METHODS
 from ..models import Classifier, from_pretrained
 from .arguments import natural, positive
+from .info import warn_of_slow_settings
 
 DEMO_PRETRAINING = Pretraining(block_size=64, batch_size=32, steps=900)
 DEMO = Protocol(sizes=(16, 64, 256), sweep_at=64, longest=2, evaluations=6, patience=3,
@@ -95,11 +96,3 @@ def show_results(results: Results, out: Path) -> None:
     print("\n".join(results.compared()))
     results.to_json(out / "results.json")
     results.plot(out / "sample_efficiency.png")
-
-
-def warn_of_slow_settings() -> None:
-    """Says so where an inherited setting makes NumPy slow."""
-    kernels = os.environ.get("OPENBLAS_CORETYPE")
-    if kernels:
-        print(f"Note: OPENBLAS_CORETYPE={kernels} is set, which keeps NumPy from choosing the fastest matrix products for "
-              "this processor. Unset it unless you need it.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..data import Dataset
 from ..experiments.finetuning import as_set, model_folder
+from ..experiments.runner import read_lines
 from ..formats.folder import write_text
 from ..models import GPT, Classifier, from_pretrained
 from ..show import training_curves
@@ -69,15 +69,13 @@ def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) ->
     else:
         results = evaluate(model, rows)
         text = f"perplexity {results['perplexity']:.2f} on the {split} texts (loss {results['loss']:.3f} nats a token)"
-    results = {"split": split, **results}
+    results = {"data": dataset.name, "fingerprint": dataset.fingerprint, "split": split, **results}
     write_text(out / "evaluation.json", json.dumps(results, indent=1) + "\n")
     return results, text
 
 
 def draw_history(folder: Path, title: str) -> None:
-    """history.png from history.csv, where matplotlib is there."""
-    if not find_spec("matplotlib") or not (folder / "history.csv").exists():
-        return
-    with open(folder / "history.csv", newline="", encoding="utf-8") as table:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(table)]
-    training_curves(rows, folder / "history.png", title)
+    """history.png from history.jsonl, where matplotlib is there."""
+    file = folder / "history.jsonl"
+    if find_spec("matplotlib") and file.exists():
+        training_curves(read_lines(file), folder / "history.png", title)

@@ -12,11 +12,10 @@ from ..experiments.baseline import require_scikit_learn, tfidf
 from ..experiments.finetuning import TUNING, base_model
 from ..formats.folder import write_text
 from ..models.classifier import POOLINGS
-from .arguments import add_data, natural, positive, read_data, show_data
-from .demo import warn_of_slow_settings
+from .arguments import add_data, natural, positive
 from .evaluate import draw_history, measure
 from .model_card import model_card
-from .run_folder import add_run, asked, begin, finish
+from .run_folder import add_run, begin, finish, open_run
 
 
 def add_command(commands: Any) -> None:
@@ -47,12 +46,10 @@ def add_command(commands: Any) -> None:
 
 def run(options: Any) -> None:
     """Reads, tunes, measures, records."""
-    options = asked(options)
-    warn_of_slow_settings()
-    dataset = read_data(options)
-    show_data(dataset)
+    options, dataset = open_run(options)
     base = base_model(_base(options))
-    begin(options)
+    if not options.resume:
+        begin(options)
     settings = Finetuning(options.method, options.epochs, options.lr, options.batch_size, options.accumulate, options.patience,
                           options.pooling, options.ema, options.seed)
     made = finetune(dataset, base, settings, options.out, options.resume)

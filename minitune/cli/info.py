@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, backend
-from .demo import warn_of_slow_settings
 
 
 def add_command(commands: Any) -> None:
@@ -41,3 +40,11 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def warn_of_slow_settings() -> None:
+    """Says so where an inherited setting makes NumPy slow."""
+    kernels = os.environ.get("OPENBLAS_CORETYPE")
+    if kernels:
+        print(f"Note: OPENBLAS_CORETYPE={kernels} is set, which keeps NumPy from choosing the fastest matrix products for "
+              "this processor. Unset it unless you need it.")

@@ -11,11 +11,10 @@ from ..data import Dataset
 from ..experiments import Pretraining, pretrain
 from ..formats.folder import write_text
 from ..models import GPT
-from .arguments import add_data, natural, positive, read_data, show_data
-from .demo import warn_of_slow_settings
+from .arguments import add_data, natural, positive
 from .evaluate import draw_history
 from .model_card import model_card
-from .run_folder import add_run, asked, begin, finish
+from .run_folder import add_run, begin, finish, open_run
 
 SIZES = {"steps": "steps of the optimizer", "n_layer": "layers", "n_head": "heads", "n_embd": "channels",
          "vocab_size": "tokens of the vocabulary, at most", "block_size": "tokens of a row, the longest context",
@@ -40,11 +39,9 @@ def add_command(commands: Any) -> None:
 
 def run(options: Any) -> None:
     """Reads, pre-trains, records."""
-    options = asked(options)
-    warn_of_slow_settings()
-    dataset = read_data(options)
-    show_data(dataset)
-    begin(options)
+    options, dataset = open_run(options)
+    if not options.resume:
+        begin(options)
     settings = Pretraining(**{name: getattr(options, name) for name in (*SIZES, "lr", "seed")})
     folder = options.out / "model"
     model = pretrain(dataset, folder, settings, out=options.out)

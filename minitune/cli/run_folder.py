@@ -14,6 +14,8 @@ from .. import __version__
 from ..data import Dataset
 from ..formats.folder import write_text
 from ..train.checkpoint import checkpoints
+from .arguments import read_data, show_data
+from .info import warn_of_slow_settings
 
 RECORD = "run.json"
 NOT_ASKED = ("run", "command", "resume", "out")                 # of the arguments: they do not say how a run is made
@@ -26,11 +28,21 @@ def add_run(parser: argparse.ArgumentParser, out: str) -> None:
                         help="go on with the interrupted run in --out; everything else is read from there")
 
 
-def asked(options: Any) -> Any:
-    """What is asked for; with --resume, what was asked when the run was begun.
+def open_run(options: Any) -> tuple[Any, Dataset]:
+    """What is asked for, and the data, read and shown. Nothing is written yet: `begin` does that once the base is read.
 
-    Raises ValueError where --out is a file, holds results already, or nothing to resume.
+    With --resume, what was asked when the run was begun. Raises ValueError where --out is a file, holds results already, or
+    nothing to resume.
     """
+    options = _asked(options)
+    warn_of_slow_settings()
+    dataset = read_data(options)
+    show_data(dataset)
+    return options, dataset
+
+
+def _asked(options: Any) -> Any:
+    """What is asked for; with --resume, what was asked when the run was begun."""
     out, record = options.out, read_record(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
@@ -47,9 +59,7 @@ def asked(options: Any) -> Any:
 
 
 def begin(options: Any) -> None:
-    """Makes the run's folder and writes down what was asked, once the data and the base have been read without an error."""
-    if options.resume:
-        return
+    """Makes a new run's folder and writes down what was asked, once data and base have been read without an error."""
     arguments = {name: value for name, value in vars(options).items() if name not in NOT_ASKED}
     write_record(options.out, {"command": options.command, "arguments": arguments, "minitune": __version__,
                                "python": platform.python_version(), "numpy": np.__version__})

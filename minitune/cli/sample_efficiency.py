@@ -12,7 +12,9 @@ from ..experiments import Protocol, default_base, sample_efficiency
 from ..experiments.finetuning import model_folder
 from ..experiments.sample_efficiency import METHODS
 from .arguments import add_data, natural, numbers, positive, read_data, show_data, words
-from .demo import check_before_work, show_results, warn_of_slow_settings
+from .demo import check_before_work, show_results
+from .info import warn_of_slow_settings
+from .run_folder import begin, finish
 
 
 def add_command(commands: Any) -> None:
@@ -53,7 +55,9 @@ def run(options: Any) -> None:
     base = model_folder(options.base) if options.base else default_base()
     protocol = replace(Protocol(), sizes=options.sizes, scratch_sizes=options.scratch_sizes, sweep_seeds=(options.seed,),
                        seeds=tuple(range(options.seed, options.seed + options.seeds)))
+    begin(options)
     methods = {name: METHODS[name] for name in options.methods}
     results = sample_efficiency(dataset, base, options.out, protocol, methods, workers=options.workers)
     show_results(results, options.out)
+    finish(options.out, dataset, {"sentence": results.sentence(), "compared": results.compared()})
     print(f"\n{results.sentence()}")

@@ -139,7 +139,7 @@ def read_only():
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs the file permissions of Unix")
 def test_a_read_only_folder(base, table, read_only, capsys, monkeypatch):
-    from minitune.cli import finetune
+    from minitune.cli import finetune, run_folder
     from minitune.data import read
     from minitune.models import from_pretrained
     user = os.geteuid()
@@ -147,7 +147,7 @@ def test_a_read_only_folder(base, table, read_only, capsys, monkeypatch):
         os.seteuid(0)
     dataset, gpt = read(table), from_pretrained(base)
     os.seteuid(user)
-    monkeypatch.setattr(finetune, "read_data", lambda options: dataset)
+    monkeypatch.setattr(run_folder, "read_data", lambda options: dataset)
     monkeypatch.setattr(finetune, "base_model", lambda folder: gpt)
     line = fails(capsys, "finetune", table, "--base", base, "--out", read_only / "run")
     assert "Permission denied" in line and str(read_only) in line and not list(read_only.iterdir())

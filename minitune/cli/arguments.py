@@ -57,7 +57,10 @@ def read_data(options: Any) -> Dataset:
     if os.path.exists(name) or Path(name).suffix or os.sep in name:
         return read(name, text=options.text, label=options.label, kind=options.kind, labels=options.labels, valid=options.valid,
                     test=options.test, seed=options.split_seed, encoding=options.encoding)
-    return load(name)
+    try:
+        return load(name)
+    except ValueError as unknown:
+        raise ValueError(f"there is no file or folder {name}; {unknown}") from unknown
 
 
 def show_data(dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data import Dataset
 from ..data.example_set import ExampleSet
-from ..experiments.finetuning import as_set, base_model
+from ..experiments.finetuning import as_set, base_model, cut_note
 from ..formats.folder import write_text
 from ..show import mask
 from .arguments import add_data, read_data, show_data
@@ -45,20 +45,25 @@ def _show_tokens(dataset: Dataset, base: Path) -> None:
     gpt = base_model(base)
     assert gpt.tokenizer is not None
     size = gpt.config.block_size
-    lengths = sorted(map(len, gpt.tokenizer.encode_batch(dataset.train.texts)))
-    longer = sum(length >= size for length in lengths)
-    print(f"  tokens of a text: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}; {longer:,} of {len(lengths):,} "
-          f"do not fit in the model's {size}")
     rows = as_set(dataset.train, dataset.kind, gpt.tokenizer, size)
+    if isinstance(rows, ExampleSet):
+        lengths = sorted(rows.lengths)
+    else:
+        lengths = sorted(len(ids) + 1 for ids in gpt.tokenizer.encode_batch(dataset.train.texts))      # and the end token
+    print(f"  tokens of a text: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}"
+          + (f"; {cut_note(rows, len(dataset.train), size)}" if cut_note(rows, len(dataset.train), size) else ""))
     if isinstance(rows, ExampleSet):
         print(f"  {len(dataset.train):,} examples are packed into {len(rows):,} rows; the first row:\n\n{mask(rows.view(0))}")
 
 
 def _write(dataset: Dataset, out: Path) -> None:
     """Each split as JSON lines that `read` takes."""
+    if dataset.kind not in ("classification", "text"):
+        raise ValueError(f"--out writes texts with or without labels, not data of kind {dataset.kind!r}")
+    there = [name for name in dataset.splits if (out / f"{name}.jsonl").exists()]
+    if there:
+        raise ValueError(f"--out {out} holds {there[0]}.jsonl already. Give another folder")
     for name, split in dataset.splits.items():
-        if dataset.kind not in ("classification", "text"):
-            raise ValueError(f"--out writes texts with or without labels, not data of kind {dataset.kind!r}")
         rows = ({"text": text} if split.labels is None else {"text": text, "label": dataset.labels[split.labels[i]]}
                 for i, text in enumerate(split.texts))         # type: ignore[union-attr]
         write_text(out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

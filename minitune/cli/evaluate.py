@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Dataset
-from ..experiments.finetuning import as_set, model_folder
+from ..experiments.finetuning import as_set, cut_note, model_folder
 from ..experiments.runner import read_lines
 from ..formats.folder import write_text
 from ..models import GPT, Classifier, from_pretrained
@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
         "classifier, perplexity of a model that writes. Writes evaluation.json and a plot."))
     parser.add_argument("model", type=Path, metavar="RUN", help="a run's folder, or a model's")
     add_data(parser, optional=True)
-    parser.add_argument("--split", default="test", metavar="NAME", help="train, valid or test (default: test)")
+    parser.add_argument("--split", metavar="NAME", help="train, valid or test (default: test; of a single file every row)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: RUN/evaluation-SPLIT)")
     parser.set_defaults(run=run)
 
@@ -34,17 +34,36 @@ def add_command(commands: Any) -> None:
 def run(options: Any) -> None:
     """Reads, measures, prints, writes."""
     model = from_pretrained(model_folder(options.model))
+    if options.out and options.out.is_file():
+        raise ValueError(f"--out {options.out} is a file; give a folder")
+    dataset, split = _own_data(options) if options.data is None else _other_data(options, model)
+    _, text = measure(model, dataset, split, options.out or options.model / f"evaluation-{dataset.name}-{split}")
+    print(f"\n{text}")
+
+
+def _own_data(options: Any) -> tuple[Dataset, str]:
+    """The data that the run was made with; what has changed since would be split anew, train rows into test."""
     own = read_record(options.model)
-    if options.data is None:
-        if own is None:
-            raise ValueError(f"{options.model} is no run's folder, so DATA must be given")
-        options = argparse.Namespace(**{**own["arguments"], **{k: getattr(options, k) for k in ("model", "split", "out")}})
-    elif isinstance(model, Classifier) and options.labels is None and not Path(options.data).is_dir():
+    if own is None or "data" not in own:
+        raise ValueError(f"{options.model} is no run's folder, or its run has not ended, so DATA must be given")
+    dataset = read_data(argparse.Namespace(**own["arguments"]))
+    show_data(dataset)
+    if dataset.fingerprint != own["data"]["fingerprint"]:
+        raise ValueError(f"{own['arguments']['data']} has changed since the run: its splits are others, and rows that were "
+                         "trained on would be measured. Give DATA: the new rows in a file of their own")
+    return dataset, options.split or "test"
+
+
+def _other_data(options: Any, model: GPT | Classifier) -> tuple[Dataset, str]:
+    """The data that DATA names; of a file that holds no splits every row is measured unless a split is asked for."""
+    file = Path(options.data).is_file()
+    if file and isinstance(model, Classifier) and options.labels is None:
         options.labels = model.labels
+    if file and options.split is None:
+        options.valid = options.test = 0
     dataset = read_data(options)
     show_data(dataset)
-    _, text = measure(model, dataset, options.split, options.out or options.model / f"evaluation-{options.split}")
-    print(f"\n{text}")
+    return dataset, options.split or ("train" if file else "test")
 
 
 def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) -> tuple[dict[str, Any], str]:
@@ -54,10 +73,12 @@ def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) ->
     """
     if split not in dataset.splits:
         raise ValueError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
-    if isinstance(model, Classifier) != (dataset.kind == "classification"):
-        raise ValueError(f"a {type(model).__name__} cannot be measured on data of kind {dataset.kind!r}")
+    if isinstance(model, Classifier) and dataset.kind != "classification":
+        raise ValueError(f"a classifier cannot be measured on data of kind {dataset.kind!r}: they have no labels")
     gpt = model.backbone if isinstance(model, Classifier) else model
-    rows = as_set(dataset.splits[split], dataset.kind, model.tokenizer, gpt.config.block_size)    # type: ignore
+    kind = "text" if model is gpt and dataset.kind == "classification" else dataset.kind       # it reads the texts alone
+    size = gpt.config.block_size                                            # type: ignore[attr-defined]
+    rows = as_set(dataset.splits[split], kind, model.tokenizer, size)       # type: ignore[arg-type]
     if isinstance(model, Classifier):
         if tuple(dataset.labels) != model.labels:
             raise ValueError(f"the model's labels are {', '.join(model.labels)}; those of {dataset.name} are "
@@ -69,6 +90,8 @@ def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) ->
     else:
         results = evaluate(model, rows)
         text = f"perplexity {results['perplexity']:.2f} on the {split} texts (loss {results['loss']:.3f} nats a token)"
+    note = cut_note(rows, len(dataset.splits[split]), size)
+    text += f"\n{note}" if note else ""
     results = {"data": dataset.name, "fingerprint": dataset.fingerprint, "split": split, **results}
     write_text(out / "evaluation.json", json.dumps(results, indent=1) + "\n")
     return results, text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import backend
-from ..data import chat_prompt
+from ..data import Example, chat_prompt
 from ..experiments.finetuning import model_folder
 from ..models import GPT, from_pretrained
 from .arguments import natural, positive
@@ -39,18 +39,20 @@ def run(options: Any) -> None:
     model = from_pretrained(model_folder(options.model))
     if not isinstance(model, GPT):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which writes no text. Use minitune predict")
-    made_of = (read_record(options.model) or {}).get("data") or {}
-    prompt, chat = options.prompt, made_of.get("kind") == "chat"
+    record = read_record(options.model) or read_record(options.model.parent)        # RUN, or RUN/model
+    made_of = (record or {}).get("data") or {}
+    prompt: str | Example = options.prompt
+    chat = made_of.get("kind") == "chat"
     if options.system and not chat:
         raise ValueError(f"--system is for models fine-tuned on chats, which {options.model} is not")
     if chat:
         before = [{"role": "system", "content": options.system}] if options.system else []
-        prompt = chat_prompt([*before, {"role": "user", "content": prompt}])
-    elif not prompt.endswith(end := made_of.get("prompts_end_with", "")):
-        prompt += end
+        prompt = chat_prompt([*before, {"role": "user", "content": options.prompt}])
+    elif not options.prompt.endswith(end := made_of.get("prompts_end_with", "")):
+        prompt = options.prompt + end
     backend.seed(options.seed)
     for _ in range(options.count):
-        print("" if chat else prompt, end="", flush=True)
+        print("" if chat else options.prompt, end="", flush=True)
         for piece in model.stream(prompt, options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
                                   top_p=options.top_p, repetition_penalty=options.repetition_penalty, stop=options.stop):
             print(piece, end="", flush=True)

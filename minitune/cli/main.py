@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from .. import __version__
 from . import data, demo, evaluate, finetune, generate, info, predict, pretrain, sample_efficiency
+from .run_folder import RECORD
 
 COMMANDS = (demo, pretrain, finetune, evaluate, predict, generate, sample_efficiency, data, info)
 
@@ -27,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)       # a polite kill ends the workers too, like Ctrl-C
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
-        print(f"minitune {options.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, KeyError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error       # a KeyError shows its message in quotes
+        print(f"minitune {options.command}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         command = f"minitune {options.command}"
-        again = f"{command} --resume --out {options.out}" if hasattr(options, "resume") else "the same command"
+        begun = hasattr(options, "resume") and (options.out / RECORD).exists()
+        again = f"{command} --resume --out {options.out}" if begun else "the same command"
         print(f"\n{command}: interrupted. What is finished is kept: {again} goes on from there.", file=sys.stderr)
         return 130
     return 0

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data import read
-from ..experiments.finetuning import model_folder
+from ..data.sources.tables import decode
+from ..experiments.finetuning import cut_note, model_folder
 from ..experiments.text_classifier import texts_as_set
 from ..formats.folder import write_text
 from ..models import Classifier, from_pretrained
@@ -26,34 +27,50 @@ def add_command(commands: Any) -> None:
                         "with a text a line")
     parser.add_argument("--text", metavar="COLUMN", help="the column of the texts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv for the predictions (default with --file: "
-                        "predictions.csv in RUN)")
+                        "predictions-FILE.csv in RUN)")
     parser.set_defaults(run=run)
 
 
 def run(options: Any) -> None:
     """Reads, predicts, prints or writes."""
-    texts = list(options.texts) + (_texts_of(options.file, options.text) if options.file else [])
+    texts = [*map(_valid, options.texts), *(_texts_of(options.file, options.text) if options.file else [])]
     if not texts:
         raise ValueError('expected texts: minitune predict RUN "a text", or --file FILE')
     model = from_pretrained(model_folder(options.model))
     if not isinstance(model, Classifier):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which predicts no classes. Use minitune generate")
-    probabilities = predict_proba(model, texts_as_set(model, texts))
-    out = options.out or (options.model / "predictions.csv" if options.file else None)
+    out = options.out or (options.model / f"predictions-{options.file.stem}.csv" if options.file else None)
+    if out and out.exists() and not options.out:
+        raise ValueError(f"{out} is there already. Move it away, or give --out")
+    rows = texts_as_set(model, texts)
+    probabilities = predict_proba(model, rows)
+    note = cut_note(rows, len(texts), model.backbone.config.block_size)        # type: ignore[attr-defined]
     if out:
         write_text(out, _table(texts, probabilities, model.labels))
         print(f"{len(texts):,} predictions are in {out}")
-        return
-    for text, row in zip(texts, probabilities):
-        best = int(row.argmax())
-        print(f"{model.labels[best]}  {row[best]:.0%}  {' '.join(text.split())[:80]}")
+    else:
+        for text, row in zip(texts, probabilities):
+            best = int(row.argmax())
+            print(f"{model.labels[best]}  {row[best]:.0%}  {' '.join(text.split())[:80]}")
+    if note:
+        print(f"Note: {note}")
+
+
+def _valid(text: str) -> str:
+    """The text, or an error where the terminal's bytes were no text."""
+    if text != text.encode("utf-8", "ignore").decode():
+        raise ValueError(f"{text!r:.60} is not valid text. Is the terminal set to UTF-8?")
+    return text
 
 
 def _texts_of(file: Path, column: str | None) -> list[str]:
     """The texts in a file, in their order."""
-    if file.suffix == ".txt":
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return read(file, text=column, kind="text", valid=0, test=0).train.texts
+    if file.suffix.casefold() != ".txt":
+        return read(file, text=column, kind="text", valid=0, test=0).train.texts
+    texts = [line for line in decode(file, "utf-8").split("\n") if line.strip()]
+    if not texts:
+        raise ValueError(f"{file} holds no text")
+    return texts
 
 
 def _table(texts: list[str], probabilities: Any, labels: tuple[str, ...]) -> str:

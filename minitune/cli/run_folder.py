@@ -47,6 +47,8 @@ def _asked(options: Any) -> Any:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
     if options.resume:
+        if options.data is not None:
+            raise ValueError("--resume reads everything from the run's folder. Leave DATA and the options out")
         if record is None or record["command"] != options.command:
             raise ValueError(f"--out {out} holds no {options.command} to resume")
         return argparse.Namespace(**{**vars(options), **record["arguments"], "resume": True})
@@ -59,7 +61,13 @@ def _asked(options: Any) -> Any:
 
 
 def begin(options: Any) -> None:
-    """Makes a new run's folder and writes down what was asked, once data and base have been read without an error."""
+    """Makes a new run's folder and writes down what was asked, once data and base have been read without an error.
+
+    Raises ValueError where the folder holds a run of another command.
+    """
+    record = read_record(options.out)
+    if record is not None and record["command"] != options.command:
+        raise ValueError(f"--out {options.out} holds a run of {record['command']}. Give another --out")
     arguments = {name: value for name, value in vars(options).items() if name not in NOT_ASKED}
     write_record(options.out, {"command": options.command, "arguments": arguments, "minitune": __version__,
                                "python": platform.python_version(), "numpy": np.__version__})

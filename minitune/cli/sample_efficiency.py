@@ -10,7 +10,7 @@ from typing import Any
 
 from ..experiments import Protocol, default_base, sample_efficiency
 from ..experiments.finetuning import model_folder
-from ..experiments.sample_efficiency import METHODS
+from ..experiments.sample_efficiency import METHODS, check
 from .arguments import add_data, natural, numbers, positive, read_data, show_data, words
 from .demo import check_before_work, show_results
 from .info import warn_of_slow_settings
@@ -48,13 +48,14 @@ def run(options: Any) -> None:
     unknown = [name for name in options.methods if name not in METHODS]
     if unknown:
         raise ValueError(f"--methods: there is no {unknown[0]!r}; there are {', '.join(METHODS)}")
-    check_before_work(options.out)
     warn_of_slow_settings()
     dataset = read_data(options)
     show_data(dataset)
-    base = model_folder(options.base) if options.base else default_base()
     protocol = replace(Protocol(), sizes=options.sizes, scratch_sizes=options.scratch_sizes, sweep_seeds=(options.seed,),
                        seeds=tuple(range(options.seed, options.seed + options.seeds)))
+    check(dataset, protocol, options.methods)
+    check_before_work(options.out)
+    base = model_folder(options.base) if options.base else default_base()
     begin(options)
     methods = {name: METHODS[name] for name in options.methods}
     results = sample_efficiency(dataset, base, options.out, protocol, methods, workers=options.workers)

@@ -61,25 +61,34 @@ class Example:
         assistant's. A message with "weight": 0 is only read, its end token included.
         Raises ValueError where a message is malformed or none of the assistant's is to be learned.
         """
-        text, spans, ends = "", [], []
-        for message in _checked(messages, name):
-            text += f"{ROLES[message['role']]}:"
-            start, text = len(text), text + f" {message['content']}"
-            if message["role"] == "assistant":
-                ends.append(len(text))
-                if message.get("weight", 1):
-                    spans.append((start, len(text)))
-            text += "\n"
+        text, spans, ends = _written(_checked(messages, name))
         if not spans:
             raise ValueError(f"{name or 'Example.chat'}: no message of the assistant is to be learned. Give one with role "
                              '"assistant" and without "weight": 0')
         return cls(text[:-1], tuple(spans), tuple(ends), name)
 
 
-def chat_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The text before the assistant's next message, written as `Example.chat` writes it: the prompt for an answer."""
-    lines = (f"{ROLES[message['role']]}: {message['content']}\n" for message in _checked(messages, "chat_prompt"))
-    return "".join(lines) + f"{ROLES['assistant']}:"
+def chat_prompt(messages: Sequence[Mapping[str, Any]]) -> Example:
+    """What stands before the assistant's next message, as `Example.chat` writes it: the prompt that `generate` answers.
+
+    An end token follows each of the assistant's earlier messages, which a prompt of plain text could not hold.
+    """
+    text, spans, ends = _written(_checked(messages, "chat_prompt"))
+    return Example(f"{text}{ROLES['assistant']}:", tuple(spans), tuple(ends), "chat_prompt")
+
+
+def _written(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]], list[int]]:
+    """(text, spans of the assistant's messages to be learned, ends of all of the assistant's)"""
+    text, spans, ends = "", [], []
+    for message in messages:
+        text += f"{ROLES[message['role']]}:"
+        start, text = len(text), text + f" {message['content']}"
+        if message["role"] == "assistant":
+            ends.append(len(text))
+            if message.get("weight", 1):
+                spans.append((start, len(text)))
+        text += "\n"
+    return text, spans, ends
 
 
 def _checked(messages: Any, name: str) -> Sequence[Mapping[str, Any]]:

@@ -37,8 +37,8 @@ class ExampleSet:
         if not examples:
             raise ValueError("ExampleSet: expected at least one example, got none")
         self.examples, self.tokenizer, self.block_size = list(examples), tokenizer, block_size
-        self._whole = _encoded(self.examples, tokenizer)
-        lengths = [len(ids) for ids, _ in self._whole]
+        self._whole = encode_examples(self.examples, tokenizer)
+        self.lengths = lengths = [len(ids) for ids, _ in self._whole]     # before anything is cut
         self.truncated = [self._name(i) for i, length in enumerate(lengths) if length > block_size]
         if self.truncated and not truncate:
             raise ValueError(f"ExampleSet: {_some(self.truncated)} longer than block_size = {block_size} tokens (the longest "
@@ -81,14 +81,14 @@ class ExampleSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all tokens and marks."""
-        return fingerprint(*self.tokens, *self._learned)
+        """A digest of all tokens and marks, and of the rows they are packed into."""
+        return fingerprint(*self.tokens, *self._learned, np.array([i for row in self.rows for i in (*row, -1)]))
 
     def _name(self, i: int) -> str:
         return self.examples[i].name or f"example {i}"
 
 
-def _encoded(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, which of them are learned) of each example; all pieces are encoded in one call, which uses all cores."""
     pieces = [_pieces(example) for example in examples]
     encoded = iter(tokenizer.encode_batch([text for parts in pieces for text, _ in parts if text is not None]))

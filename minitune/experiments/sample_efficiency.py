@@ -100,7 +100,7 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     """
     protocol, methods = protocol or Protocol(), methods or METHODS
     names = [*methods, BASELINE] if baseline else list(methods)
-    _check(dataset, protocol, names)
+    check(dataset, protocol, names)
     task, common = make_task(dataset, backbone, methods, protocol), _common(dataset, backbone)
     work: Callable[[dict[str, Any]], dict[str, Any]] = partial(run_one, task)
     with worker_pool(workers) as executor:
@@ -114,8 +114,12 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
                           "rates_at_the_edge": _at_the_edge(best, protocol), "test_groups": dataset.test.groups})
 
 
-def _check(dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> None:
-    """Whatever can be seen to fail later fails now, before hours of work."""
+def check(dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> None:
+    """Whatever can be seen to fail later fails now, before hours of work: raises ValueError or ImportError."""
+    lacking = [name for name in ("train", "valid", "test") if name not in dataset.splits]
+    if dataset.kind != "classification" or lacking:
+        raise ValueError(f"sample_efficiency: expected texts with labels, split into train, valid and test; {dataset.name} is "
+                         f"of kind {dataset.kind!r}" + (f" and has no split named {lacking[0]!r}" if lacking else ""))
     lacking = [name for name in names if name != BASELINE and name not in protocol.rates]
     if lacking:
         raise ValueError(f"sample_efficiency: protocol.rates has no learning rates for {', '.join(lacking)}")

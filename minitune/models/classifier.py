@@ -30,7 +30,7 @@ def pool_mean(x: Tensor, valid: Array) -> Tensor:
 
 def pool_max(x: Tensor, valid: Array) -> Tensor:
     """The largest value of each channel over the tokens of each row. (B, T, C) -> (B, C)"""
-    hidden = np.where(valid, 0, -np.inf).astype(x.dtype)                    # (B, T): padding never wins
+    hidden = np.where(valid, 0, np.finfo(x.dtype).min).astype(x.dtype)     # (B, T): padding never wins
     return (x + array_module(x.data).asarray(hidden)[..., None]).max(1)
 
 

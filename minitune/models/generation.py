@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..backend import random
-from ..data import Batch, Tokenizer
+from ..data import Batch, Example, Tokenizer
+from ..data.example_set import encode_examples
 from ..nn.cache import KVCache
 from ..ops import IGNORE
 
+Prompt = str | Example          # a text, or what chat_prompt makes of a conversation
 UNFINISHED = "\ufffd"           # what the first bytes of a character decode to
 
 
@@ -86,12 +88,13 @@ class Generative:
     config: Any
     tokenizer: Tokenizer | None
 
-    def generate(self, prompt: str | Sequence[str], max_new_tokens: int = 100, *, temperature: float = 1.0,
+    def generate(self, prompt: Prompt | Sequence[Prompt], max_new_tokens: int = 100, *, temperature: float = 1.0,
                  top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0,
                  stop: str | Sequence[str] = (), cache: bool = True) -> str | list[str]:
         """How the model continues a text, or each of a list of texts: the new text alone.
 
-        A text ends after `max_new_tokens`, at the end token, or before the first of the texts `stop`. An empty prompt starts
+        A prompt is a text, or what `data.chat_prompt(messages)` makes of a conversation. What is written ends after
+        `max_new_tokens`, at the end token, or before the first of the texts `stop`. An empty prompt starts
         from the end token, which stands between documents. How a token is chosen: see `Sampling`; temperature 0 is greedy,
         and `mt.seed` makes draws repeatable.
         A model sees at most block_size tokens: a row that outgrows them, or a prompt that is longer, goes on from its last
@@ -99,15 +102,15 @@ class Generative:
         Raises ValueError for settings out of range and a model without tokenizer, TypeError for prompts that are no texts,
         FloatingPointError where the model gives logits that are not finite.
         """
-        one = isinstance(prompt, str) or not np.iterable(prompt)
-        prompts: list[Any] = [prompt] if one else list(prompt)
+        one = isinstance(prompt, (str, Example)) or not np.iterable(prompt)
+        prompts: list[Any] = [prompt] if one else list(prompt)          # type: ignore[arg-type]
         texts = [""] * len(prompts)
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
         for row, piece in _written(self, prompts, max_new_tokens, sampling, stop, cache):
             texts[row] += piece
         return texts[0] if one else texts
 
-    def stream(self, prompt: str, max_new_tokens: int = 100, *, temperature: float = 1.0, top_k: int | None = None,
+    def stream(self, prompt: Prompt, max_new_tokens: int = 100, *, temperature: float = 1.0, top_k: int | None = None,
                top_p: float | None = None, repetition_penalty: float = 1.0, stop: str | Sequence[str] = (),
                cache: bool = True) -> Iterator[str]:
         """What `generate` returns, in pieces as they come: `for piece in model.stream("Once"): print(piece, end="")`.
@@ -134,19 +137,21 @@ class Generative:
         return new
 
 
-def _written(model: Any, prompts: list[str], max_new_tokens: int, sampling: Sampling, stop: str | Sequence[str],
+def _written(model: Any, prompts: list[Prompt], max_new_tokens: int, sampling: Sampling, stop: str | Sequence[str],
              cache: bool) -> Iterator[tuple[int, str]]:
     """(row, piece of its text) as they come; wrong arguments are told now, not with the first piece."""
     tokenizer: Tokenizer | None = model.tokenizer
     if tokenizer is None:
         raise ValueError("generate: the model has no tokenizer. Set model.tokenizer, or give ids to model.generate_ids")
     for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise TypeError(f"generate: a prompt must be a text, got {prompt!r:.60}. Ids go to model.generate_ids")
+        if not isinstance(prompt, (str, Example)):
+            raise TypeError(f"generate: a prompt must be a text or chat_prompt(messages), got {prompt!r:.60}. Ids go to "
+                            "model.generate_ids")
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"generate: stop must be texts of at least one character, got {stop}. () stops at none")
-    ids = [row or [tokenizer.end] for row in tokenizer.encode_batch(prompts)]
+    examples = [prompt if isinstance(prompt, Example) else Example(prompt, (), ()) for prompt in prompts]
+    ids = [row.tolist() or [tokenizer.end] for row, _ in encode_examples(examples, tokenizer)]
     banned = list(range(tokenizer.vocab_size, model.config.vocab_size))     # an embedding may have rows that are no token
     if tokenizer.pad is not None:
         banned.append(tokenizer.pad)

@@ -36,8 +36,11 @@ def mask(example: Tokens, colour: bool = True) -> Mask:
     `example` has `tokens`, the text of each, and `states`, one of the four words each. Printed, states are colours, or
     words in the margin with `colour=False` or where the environment variable NO_COLOR is set; in a notebook each token
     is a box. Spaces at a token's ends are written "·" in print, line breaks "↵", tabs "⇥"; padding is only counted.
-    Raises ValueError for unequal lengths and unknown states.
+    Raises TypeError for what has no tokens, ValueError for unequal lengths and unknown states.
     """
+    if not hasattr(example, "tokens") or not hasattr(example, "states"):
+        raise TypeError(f"mask: expected a row's tokens and states, got {type(example).__name__}. Tokens come from a "
+                        "tokenizer: show.mask(ExampleSet([example], tokenizer, block_size).view(0))")
     tokens, states = list(example.tokens), list(example.states)
     if len(tokens) != len(states):
         raise ValueError(f"mask: expected one state for each token, got {len(tokens)} tokens and {len(states)} states")

@@ -10,11 +10,16 @@ from ..nn import Module
 from ..tensor import detect_anomaly
 
 
+def not_finite(model: Module) -> str:
+    """The names of the first parameters that hold NaN or infinity, "" where none does."""
+    return ", ".join([name for name, p in model.named_parameters() if not array_module(p.data).isfinite(p.data).all()][:4])
+
+
 def what_went_wrong(model: Module, step: Callable[[], object]) -> str:
     """A sentence on where the first number that is not finite comes from, found by doing the step again."""
-    bad = [name for name, p in model.named_parameters() if not array_module(p.data).isfinite(p.data).all()]
+    bad = not_finite(model)
     if bad:
-        return f"The weights hold NaN or infinity already, in {', '.join(bad[:4])}"
+        return f"The weights hold NaN or infinity already, in {bad}"
     try:
         with detect_anomaly():
             step()

@@ -27,7 +27,7 @@ class WeightAverage:
         """Takes the weights after step number `step`, counted from 1, into the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in model.named_parameters():
-            if p.requires_grad and name in self.weights:
+            if name in self.weights:            # also what is frozen by now: its average comes to what it is
                 self.weights[name] += (1 - decay) * (p.data - self.weights[name])
             elif p.requires_grad:
                 self.weights[name] = p.data.copy()

@@ -30,10 +30,18 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted((out / "checkpoints").glob("step-*.safetensors"))
 
 
+def clear_unfinished(out: Path) -> None:
+    """Removes what a training that was killed in the middle of a write has left under temporary names."""
+    for pattern in (".best.safetensors.*", ".history.*", "checkpoints/.step-*"):
+        for file in out.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
 def remove_checkpoints(out: Path) -> None:
     """Removes the checkpoints of a training that has ended and whose model is saved."""
+    clear_unfinished(out)
     for file in checkpoints(out):
-        file.unlink()
+        file.unlink(missing_ok=True)
     if (out / "checkpoints").is_dir():
         (out / "checkpoints").rmdir()
 
@@ -83,7 +91,7 @@ def _capture(trainer: Trainer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays |= {f"moment{i}.{name}": m for name, slot in held.items() for i, m in enumerate(slot.moments)}
     arrays |= {f"average.{name}": a for name, a in (trainer.average.weights if trainer.average else {}).items()}
     arrays |= {f"best.{name}": a for name, a in (trainer.best.weights if trainer.best else {}).items()}
-    state = {"step": trainer.step, "settings": _settings(trainer), "losses": trainer.losses, "history": trainer.history.rows,
+    state = {"step": trainer.step, "settings": trainer.settings, "losses": trainer.losses, "history": trainer.history.rows,
              "trainable": [name for name, p in named.items() if p.requires_grad],
              "slots": {name: slot.step for name, slot in held.items()},
              "moments": max((len(slot.moments) for slot in held.values()), default=0),
@@ -93,12 +101,12 @@ def _capture(trainer: Trainer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return state, {name: _host(array) for name, array in arrays.items()}
 
 
-def _settings(trainer: Trainer) -> dict[str, Any]:
-    """All that must be the same for a training to be the same, as JSON-able values."""
+def settings_of(trainer: Trainer) -> dict[str, Any]:
+    """All that must be the same at the beginning for a training to be the same, as JSON-able values."""
     names = {function: name for name, function in SCHEDULES.items()}
     optimizer = {name: value for name, value in vars(trainer.optimizer).items() if name not in ("groups", "slots", "lr")}
     groups = [[group.rate, group.weight_decay, len(group.parameters)] for group in trainer.optimizer.groups]
-    return {"model": _model(trainer.model), "steps": trainer.steps, "lr": trainer.lr, "batch_size": trainer.batch_size,
+    return {**_plain(trainer.model), "steps": trainer.steps, "lr": trainer.lr, "batch_size": trainer.batch_size,
             "accumulate": trainer.accumulate, "schedule": names.get(trainer.schedule, "a function"),
             "clip": repr(trainer.clip),
             "evaluate_every": trainer.evaluate_every, "patience": trainer.patience, "min_steps": trainer.min_steps,
@@ -107,12 +115,11 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
             "training data": _data(trainer.train), "validation data": _data(trainer.valid)}
 
 
-def _model(model: Module) -> str:
-    """A digest of what a model computes beside its weights: heads, scales, dropout, pooling, labels."""
-    plain = {name: {key: value for key, value in vars(part).items()
-                    if isinstance(value, (int, float, str, tuple)) and key != "training"}
-             for name, part in model.named_modules()}
-    return f"settings with digest {sha256(repr(plain).encode()).hexdigest()[:16]}"
+def _plain(model: Module) -> dict[str, str]:
+    """What a model computes with beside its weights, by name: heads, scales, dropout, pooling, labels."""
+    return {f"{name}.{key}".lstrip("."): repr(value)
+            for name, part in model.named_modules() for key, value in vars(part).items()
+            if isinstance(value, (int, float, str, tuple)) and key != "training"}
 
 
 def _data(dataset: Any) -> str:
@@ -120,13 +127,12 @@ def _data(dataset: Any) -> str:
 
 
 def _check(trainer: Trainer, state: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) -> None:
-    now = _settings(trainer)
-    wrong = [f"{name} was {state['settings'].get(name)}, is {value}" for name, value in now.items()
-             if state["settings"].get(name) != value]
+    then, now = state["settings"], trainer.settings
     named, written = dict(trainer.model.named_parameters()), _under("weights", arrays)
-    wrong += [f"{name} is not in this model" for name in {*written, *state["trainable"]} - set(named)]
-    wrong += [f"{name} was {written[name].shape}, is {named[name].shape}" for name in set(written) & set(named)
-              if written[name].shape != named[name].shape]
+    wrong = [f"{name} is not in this model" for name in sorted({*written, *state["trainable"]} - set(named))]
+    wrong += [f"{name} was {array.shape}, is {named[name].shape}" for name, array in sorted(written.items())
+              if name in named and array.shape != named[name].shape]
+    wrong += [f"{name} was {then.get(name)}, is {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)]
     if not wrong and _digest({name: p.data for name, p in named.items() if name not in written}) != state["base"]:
         wrong = ["the weights that are not trained are others: is it another base model?"]
     if wrong:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..backend import keep_large_blocks, random
+from ..backend import Array, keep_large_blocks, random
 from ..data import Batch
 from ..formats.folder import write_tensors
 from ..nn import Module
 from ..optim import SCHEDULES, AdamW, Optimizer, Schedule, clip_grad_norm
-from ..tune import Audit, require_held
-from .anomaly import what_went_wrong
+from ..tune import audit, require_held
+from .anomaly import not_finite, what_went_wrong
 from .average import WeightAverage
 from .callbacks import Callback
-from .checkpoint import checkpoints, restore, save_checkpoint
+from .checkpoint import checkpoints, clear_unfinished, restore, save_checkpoint, settings_of
 from .evaluate import BatchSet, evaluate
 from .history import Best, History
 from .interruption import deferred_signals
@@ -49,12 +49,14 @@ class Trainer:
 
     def __init__(self, model: Module, train: BatchSet, valid: BatchSet | None = None, *, steps: int, lr: float,
                  batch_size: int = 16, accumulate: int = 1, optimizer: Optimizer | None = None,
-                 schedule: str | Schedule = "linear", weight_decay: float = 0.01, clip: float = 1.0,
+                 schedule: str | Schedule = "linear", weight_decay: float | None = None, clip: float = 1.0,
                  evaluate_every: int | None = None, patience: int | None = None, min_steps: int = 0,
                  ema: float | None = None, callbacks: Sequence[Callback] = (), checkpoint_every: int | None = None,
                  out: str | Path | None = None, progress: bool | str = True) -> None:
-        for name, value in {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}.items():
-            if value < 1:
+        counts = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "patience": patience,
+                  "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+        for name, value in counts.items():
+            if value is not None and value < 1:
                 raise ValueError(f"Trainer: {name} must be at least 1, got {value}")
         if not clip > 0:
             raise ValueError(f"Trainer: clip must be above 0, got {clip}. For no clipping give float('inf')")
@@ -62,10 +64,12 @@ class Trainer:
             raise ValueError(f"Trainer: schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         if patience and valid is None:
             raise ValueError("Trainer: patience needs a validation set: Trainer(model, train, valid, ...)")
+        if optimizer and weight_decay is not None:
+            raise ValueError("Trainer: weight_decay is the optimizer's own: AdamW(model, weight_decay=...)")
         self.model, self.train, self.valid = model, train, valid
         self._check_model_and_data()
         self.steps, self.lr, self.batch_size, self.accumulate = steps, lr, batch_size, accumulate
-        self.optimizer = optimizer or AdamW(model, lr, weight_decay=weight_decay)
+        self.optimizer = optimizer or AdamW(model, lr, weight_decay=0.01 if weight_decay is None else weight_decay)
         require_held(model, self.optimizer)
         self.schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self.clip = clip
@@ -80,11 +84,13 @@ class Trainer:
         self.order = np.zeros(0, int)           # the rows that are still to be read, in this order
         self.losses: list[float] = []           # of the steps since the history's last row
         self.best: Best | None = None
+        self.left: dict[str, tuple[Array, Array]] = {}      # (what fit left in the model, what training had come to)
 
     def _check_model_and_data(self) -> None:
         """What is wrong with a row shows now and by its number, not after hours at the batch that holds it."""
-        if not len(self.train):
-            raise ValueError("Trainer: the training set is empty")
+        for name, dataset in (("training", self.train), ("validation", self.valid)):
+            if dataset is not None and not len(dataset):
+                raise ValueError(f"Trainer: the {name} set is empty")
         if not any(p.requires_grad for p in self.model.parameters()):
             raise ValueError("Trainer: every parameter is frozen. Unfreeze some: tune.unfreeze(model, patterns)")
         for dataset in (self.train, self.valid):
@@ -101,14 +107,22 @@ class Trainer:
         keep_large_blocks()
         self._begin(resume)
         self.model.train()
-        try:
-            with deferred_signals() if self.out else nullcontext(lambda: False) as stop:
+        with deferred_signals() if self.out else nullcontext(lambda: False) as stop:
+            try:
                 self._loop(stop)
-        finally:                                # also of a run that was interrupted or went astray, the best is left
-            self._leave()
+            finally:                            # also of a run that was interrupted or went astray, the best is left
+                self._leave()
         return self.history
 
     def _begin(self, resume: bool) -> None:
+        if resume and not self.out:
+            raise ValueError("Trainer: fit(resume=True) needs out=..., the folder with the checkpoints")
+        for name, p in self.model.named_parameters():       # a second call goes on from the last weights, not from the best
+            if name in self.left and p.data is self.left[name][0]:
+                p.data = self.left[name][1]
+        self.settings = settings_of(self)
+        if self.out:
+            clear_unfinished(self.out)
         written = checkpoints(self.out) if self.out else []
         if resume and written:
             restore(self, written[-1])
@@ -117,23 +131,24 @@ class Trainer:
                              "from there with fit(resume=True), or give another folder")
 
     def _loop(self, stop: Callable[[], bool]) -> None:
-        tokens, seconds, trained = 0, 0.0, set[str]()
+        tokens, seconds, trained, watch, due = 0, 0.0, set[str](), None, 0
         label = self.progress if isinstance(self.progress, str) else "training"
         with tqdm(total=self.steps, initial=self.step, desc=label, unit="step", disable=not self.progress) as bar:
             while self.step < self.steps and not self._stalled():
                 self._tell("on_step_begin")
                 if trained != self._trained():          # at the start, and where a callback froze or unfroze something
-                    trained, audited, audit = self._trained(), self.step + 2, Audit(self.model, self.optimizer)
+                    trained, watch, due = self._trained(), audit(self.model, self.optimizer), self.step + 2
                     self._add_to_best(trained)
                 rate, start = self.lr * self.schedule(self.step, self.steps), perf_counter()
-                batches = [self.train.batch(self._next_rows()) for _ in range(self.accumulate)]
+                batches = [self.train.batch(rows) for rows in self._next_rows()]
                 loss = self.train_step(batches, rate)
                 self.step += 1
                 self.losses.append(loss)
                 if self.average:
                     self.average.update(self.model, self.step)
-                if self.step == audited and rate > 0:
-                    audit.check()
+                if watch and self.step >= due and rate > 0:
+                    watch.check()
+                    watch = None
                 tokens, seconds = tokens + sum(b.tokens for b in batches), seconds + perf_counter() - start
                 bar.set_postfix_str(f"loss {loss:.3f}, rate {rate:.1e}, {tokens / seconds:,.0f} tokens/s", refresh=False)
                 bar.update()
@@ -158,7 +173,8 @@ class Trainer:
             cause = what_went_wrong(self.model, lambda: self._backward(batches))
             self.optimizer.zero_grad()
             raise FloatingPointError(f"Trainer: the loss is {mean} and the gradient's norm {norm} at step {self.step}, rate "
-                                     f"{rate:.3g}. {cause}. The weights before this step are intact; try a lower rate")
+                                     f"{rate:.3g}. {cause}. The weights before this step are intact"
+                                     f"{', the best so far are in the model' if self.best else ''}; try a lower rate")
         self.optimizer.lr = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -179,27 +195,35 @@ class Trainer:
             mean += loss.item()
         return mean
 
-    def _next_rows(self) -> np.ndarray:
-        """The numbers of the next batch's rows; each epoch reads every row once, in a new order."""
-        while len(self.order) < min(self.batch_size, len(self.train)):
+    def _next_rows(self) -> list[np.ndarray]:
+        """The numbers of the next step's rows, batch by batch; each epoch reads every row once, in a new order."""
+        step = self.batch_size * self.accumulate
+        while len(self.order) < min(step, len(self.train)):
             self.order = np.concatenate([self.order, random.permutation("order", len(self.train))])
-        rows, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
-        return rows
+        rows, self.order = self.order[:step], self.order[step:]
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
 
     def _record(self, rate: float, speed: float) -> None:
         """Adds a row to the history, keeps the weights if they are the best so far, writes both to `out`."""
         row = {"step": self.step, "loss": float(np.mean(self.losses)), "rate": rate, "tokens_per_second": speed}
         self.losses.clear()
+        ruined = not_finite(self.model)
+        if ruined:
+            raise FloatingPointError(f"Trainer: the weights hold NaN or infinity after step {self.step}, in {ruined}. The last "
+                                     "checkpoint is of a step before; try a lower rate")
         if self.valid is not None:
             with self.average.applied(self.model) if self.average else nullcontext():
                 row |= self._validate(self.valid)
         self._tell("on_evaluate", row)
-        self.history.rows.append(row)
+        self.history.rows.append({name: value.item() if hasattr(value, "item") else value for name, value in row.items()})
         if self.out:
             self.history.write(self.out)
 
     def _validate(self, valid: BatchSet) -> dict[str, float]:
         measured = evaluate(self.model, valid)
+        if not isfinite(measured["loss"]):
+            raise FloatingPointError(f"Trainer: the validation loss is {measured['loss']} at step {self.step}, with weights "
+                                     "that are finite. Try a lower rate")
         if self.best is None or _score(measured) < _score(self.best.measured):
             self.best = Best(self.step, measured, {})
             self._add_to_best({name for name, p in self.model.named_parameters()
@@ -228,8 +252,9 @@ class Trainer:
 
     def _leave(self) -> None:
         """Puts the best weights, or else the average, into the model."""
-        kept = self.best.weights if self.best else self.average.weights if self.average else None
-        if kept:
-            self.model.load_state_dict(kept, strict=False)
+        kept = self.best.weights if self.best else self.average.weights if self.average else {}
+        live = {name: p.data for name, p in self.model.named_parameters() if name in kept}
+        self.model.load_state_dict(kept, strict=False)
+        self.left = {name: (p.data, live[name]) for name, p in self.model.named_parameters() if name in kept}
         self.model.eval()
         self._tell("on_train_end")

@@ -35,17 +35,57 @@ def test_predict_evaluate_and_predictions_of_a_file(run_folder, tmp_path, capsys
     assert len(lines) == 2 and all(line.split()[0] in WORDS for line in lines) and "wave tide shell" in lines[0]
     new = write_csv(tmp_path / "new.csv", [(text,) for text, _ in rows(6)], header=("text",))
     assert run("predict", run_folder, "--file", new) == 0
-    with open(run_folder / "predictions.csv", newline="", encoding="utf-8") as out:
+    assert run("predict", run_folder, "--file", new) == 2       # what is there is not written over
+    assert "predictions-new.csv is there already" in capsys.readouterr().err
+    with open(run_folder / "predictions-new.csv", newline="", encoding="utf-8") as out:
         table = list(csv.DictReader(out))
     assert len(table) == 6 and {row["label"] for row in table} <= set(WORDS)
     assert all(abs(float(row["p(sea)"]) + float(row["p(wood)"]) - 1) < 2e-4 for row in table)
     assert run("evaluate", run_folder, "--split", "valid") == 0
-    assert "macro average" in capsys.readouterr().out
-    assert json.loads((run_folder / "evaluation-valid/evaluation.json").read_text())["split"] == "valid"
-    assert (run_folder / "evaluation-valid/evaluation.png").stat().st_size > 0
+    assert "4 valid rows" in capsys.readouterr().out
+    assert json.loads((run_folder / "evaluation-places-valid/evaluation.json").read_text())["split"] == "valid"
+    assert (run_folder / "evaluation-places-valid/evaluation.png").stat().st_size > 0
     other = write_csv(tmp_path / "other.csv", rows(20, seed=5))
-    assert run("evaluate", run_folder, other, "--split", "train", "--out", tmp_path / "there") == 0
+    assert run("evaluate", run_folder, other, "--out", tmp_path / "there") == 0
+    assert "20 train rows" in capsys.readouterr().out           # every row of a file that was not learned from
     assert (tmp_path / "there/evaluation.json").exists()
+
+
+def test_evaluate_refuses_the_runs_own_table_once_it_has_changed(run_folder, capsys):
+    write_csv(run_folder.parent / "places.csv", [*rows(40), *rows(10, seed=3)])
+    assert run("evaluate", run_folder) == 2
+    assert "has changed since the run" in capsys.readouterr().err
+
+
+def test_a_language_model_is_measured_on_the_texts_of_labelled_rows(base, table, tmp_path, capsys):
+    assert run("evaluate", base, table, "--out", tmp_path / "there") == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_what_is_cut_is_said_by_every_command(run_folder, base, tmp_path, capsys):
+    table = write_csv(tmp_path / "long.csv", [(f"{text} {text} {text}", label) for text, label in rows(20)])
+    assert run("predict", run_folder, "wave " * 99) == 0
+    assert "1 of 1 texts are longer than the model's 16 tokens and were cut" in capsys.readouterr().out
+    assert run("evaluate", run_folder, table) == 0 and "20 of 20 texts are longer" in capsys.readouterr().out
+    assert run("data", table, "--base", base) == 0 and "and were cut" in capsys.readouterr().out
+
+
+def test_a_baseline_that_cannot_be_measured_ends_nothing(base, tmp_path, capsys):
+    """TF-IDF counts words of two letters and more; these texts have none."""
+    table = write_csv(tmp_path / "letters.csv", [(f"{a} {b}", a) for a in "ab" for b in "cdefghijklmnopqrst"])
+    assert run("finetune", table, "--base", base, "--out", tmp_path / "run", "--epochs", 1) == 0
+    assert "baseline could not be measured" in capsys.readouterr().out and (tmp_path / "run/model/README.md").exists()
+
+
+def test_an_interruption_before_anything_is_written_is_begun_again(table, tmp_path, monkeypatch, capsys):
+    from minitune.cli import finetune
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "default_base", interrupted)
+    assert run("finetune", table, "--out", tmp_path / "run") == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
 
 
 def test_pretrain_then_finetune_on_text_then_generate(tmp_path, capsys):
@@ -151,11 +191,15 @@ def test_a_run_that_has_ended_resumes_to_the_same(run_folder):
     (["predict", "{run}"], "expected texts"), (["generate", "{run}", "x"], "writes no text. Use minitune predict"),
     (["predict", "{base}", "x"], "predicts no classes. Use minitune generate"), (["predict", "{new}", "x"], "is missing"),
     (["evaluate", "{run}", "--split", "tset"], "no split 'tset'; it has train, valid, test"),
-    (["evaluate", "{base}"], "no run's folder, so DATA must be given"),
+    (["evaluate", "{base}"], "no run's folder, or its run has not ended, so DATA must be given"),
+    (["sample-efficiency", "{csv}", "--base", "{base}", "--sizes", "4", "--out", "{run}"], "holds a run of finetune"),
+    (["sample-efficiency", "{csv}", "--base", "{base}", "--out", "{new}", "--test", "0"], "no split named 'test'"),
+    (["finetune", "{csv}", "--resume", "--out", "{run}"], "reads everything from the run's folder"),
+    (["evaluate", "{run}", "--out", "{csv}"], "is a file; give a folder"),
     (["generate", "{base}", "x", "--system", "y"], "--system is for models fine-tuned on chats"),
     (["generate", "{base}", "x", "--top-p", "2"], "top_p must be in"), (["finetune", "{csv}", "--base", "{csv}"], "places.csv"),
     (["finetune", "{csv}", "--base", "{base}", "--label", "lable", "--out", "{new}"], "'lable'"),
-    (["data", "nowhere.csv"], "nowhere.csv"), (["data", "imbd"], "Did you mean 'imdb'")])
+    (["data", "nowhere.csv"], "nowhere.csv"), (["data", "imbd"], "no file or folder imbd; load: no data set named 'imbd'.")])
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(arguments, expected, run_folder, base, table, tmp_path, capsys):
     before = contents(run_folder)
     places = {"run": run_folder, "base": base, "csv": table, "new": tmp_path / "new"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minitune import models
 from minitune.data import Batch, Example, ExampleSet, Tokenizer, chat_prompt
-from minitune.data.example_set import pack_rows
+from minitune.data.example_set import encode_examples, pack_rows
 from minitune.ops import IGNORE
 
 TOKENIZER = Tokenizer.train(["to be or not to be, that is the question", "User: Assistant: System: yes no maybe "] * 9, 300)
@@ -59,9 +59,11 @@ def test_a_prompt_has_the_same_tokens_in_training_as_at_generation():
     """No token lies on both sides of a mark, whatever the tokenizer would merge."""
     examples = ExampleSet([Example.completion("to b", "e or not"), Example.chat(CHAT)], TOKENIZER, 64, pack=False)
     assert examples.tokens[0].tolist()[: len(TOKENIZER.encode("to b"))] == TOKENIZER.encode("to b")
-    prompt = chat_prompt(CHAT[:2])
-    assert Example.chat(CHAT).text.startswith(prompt)
-    assert examples.tokens[1].tolist()[: len(TOKENIZER.encode(prompt))] == TOKENIZER.encode(prompt)
+    for before in (2, 4):                       # one turn, and two with the end token of the first answer between them
+        ((ids, _),) = encode_examples([chat_prompt(CHAT[:before])], TOKENIZER)
+        assert Example.chat(CHAT).text.startswith(chat_prompt(CHAT[:before]).text)
+        assert examples.tokens[1].tolist()[: len(ids)] == ids.tolist()
+    assert TOKENIZER.end in ids
 
 
 @given(st.lists(st.tuples(st.text("abc é☕", min_size=1, max_size=12), st.booleans()), min_size=1, max_size=6))

@@ -492,12 +492,12 @@ def test_a_model_without_tokenizer_says_so(call):
 
 @pytest.mark.parametrize("prompt", [5, None, [1, 2], ["a", None], np.array([[1, 2]]), b"to be"], ids=repr)
 def test_a_prompt_that_is_no_text_is_told(prompt):
-    with pytest.raises(TypeError, match="generate: a prompt must be a text, got .* Ids go to model.generate_ids"):
+    with pytest.raises(TypeError, match=r"generate: a prompt must be a text or chat_prompt.* Ids go to model.generate_ids"):
         with_bytes().generate(prompt)
 
 
 def test_a_stream_is_of_one_text():
-    with pytest.raises(TypeError, match=r"generate: a prompt must be a text, got \['a', 'b'\]"):
+    with pytest.raises(TypeError, match=r"generate: a prompt must be a text or chat_prompt\(messages\), got \['a', 'b'\]"):
         with_bytes().stream(["a", "b"])
 
 

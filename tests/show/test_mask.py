@@ -98,3 +98,8 @@ def test_padding_may_stand_anywhere_and_other_states_may_be_absent():
 def test_what_does_not_fit_is_told(tokens, states, message):
     with pytest.raises(ValueError, match="mask: .*" + message):
         mask(SimpleNamespace(tokens=tokens, states=states))
+
+
+def test_an_example_that_has_no_tokens_yet_is_told_where_they_come_from():
+    with pytest.raises(TypeError, match=r"got str\. Tokens come from a tokenizer: show\.mask\(ExampleSet"):
+        mask("to be")

@@ -6,14 +6,15 @@ import pytest
 import minitune as mt
 from minitune import models, ops
 from minitune.data import ClassificationSet
+from minitune.models.classifier import POOLINGS
 from minitune.tensor import Tensor, detect_anomaly
 from minitune.train import Trainer
 
 EIGHT = ClassificationSet([[1, 2, 3]] * 8, [0, 1] * 4, 8)
 
 
-def trainer():
-    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 2, 2, 16, dropout=0.3)), ["no", "yes"])
+def trainer(pooling="last"):
+    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 2, 2, 16, dropout=0.3)), ["no", "yes"], pooling)
     return Trainer(model, EIGHT, steps=5, lr=1e-2, progress=False)
 
 
@@ -50,6 +51,15 @@ def test_the_trainer_names_operation_and_layer():
         made.fit()
     assert "It began in exp, forward" in str(caught.value) and "from inputs that were finite" in str(caught.value)
     assert "in layer 'backbone.blocks.1.mlp'" in str(caught.value) and "at step 0" in str(caught.value)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_that_a_pooling_leaves_out_is_no_anomaly(pooling):
+    made = trainer(pooling)
+    made.train = ClassificationSet([[1, 2, 3], [4]] * 4, [0, 1] * 4, 8)
+    made.model.head.forward = lambda x: (x + 1e3).exp() @ np.ones((x.shape[1], 2), np.float32)
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="It began in exp, forward.*that were finite"):
+        made.fit()
 
 
 def test_the_trainer_names_weights_that_are_bad_already():

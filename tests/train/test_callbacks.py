@@ -26,16 +26,16 @@ class Recorder(Callback):
         self.events.append(f"step {trainer.step}")
 
     def on_evaluate(self, trainer, row):
-        row["own"] = 7.0
+        row["own"] = np.float32(7.0)            # a number of NumPy's is as good
         self.events.append(f"evaluate {row['step']}")
 
     def on_train_end(self, trainer):
         self.events.append("end")
 
 
-def test_three_events_in_order_and_a_column_of_ones_own():
+def test_three_events_in_order_and_a_column_of_ones_own(tmp_path):
     recorder = Recorder()
-    history = make(callbacks=[recorder]).fit()
+    history = make(callbacks=[recorder], out=tmp_path).fit()
     assert recorder.events == ["step 0", "step 1", "evaluate 2", "step 2", "step 3", "evaluate 4", "step 4", "step 5",
                                "evaluate 6", "end"]
     assert history["own"] == [7.0] * 3
@@ -81,6 +81,17 @@ def test_the_same_losses_with_and_without_an_average():
         mt.seed(3)
         losses.append(make(ema=ema).fit()["loss"])
     assert losses[0] == losses[1]
+
+
+def test_the_average_of_what_is_frozen_later_comes_to_its_weights():
+    model = make().model
+    average = WeightAverage(0.5)
+    average.update(model, 1)
+    model.head.weight.data = model.head.weight.data + 1
+    model.head.weight.requires_grad = False
+    for step in range(2, 40):
+        average.update(model, step)
+    np.testing.assert_allclose(average.weights["head.weight"], model.head.weight.data, rtol=1e-5)
 
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5, -0.1])

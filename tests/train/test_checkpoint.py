@@ -13,7 +13,7 @@ import minitune as mt
 from minitune import models, tune
 from minitune.data import ClassificationSet
 from minitune.optim import SGD, AdamW
-from minitune.train import Callback, Trainer
+from minitune.train import Callback, Trainer, remove_checkpoints
 from minitune.train.checkpoint import checkpoints
 
 SETTINGS = {"steps": 12, "lr": 1e-2, "batch_size": 5, "accumulate": 2, "evaluate_every": 4, "checkpoint_every": 1,
@@ -44,9 +44,9 @@ class At(Callback):
             self.what()
 
 
-def make(out, method="full", optimizer=AdamW, callbacks=(), seed=0, **settings):
+def make(out, method="full", optimizer=AdamW, callbacks=(), seed=0, dropout=0.1, **settings):
     mt.seed(seed)
-    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 2, 2, 16, dropout=0.1)), ["even", "odd"])
+    model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 2, 2, 16, dropout)), ["even", "odd"])
     if method == "lora":
         tune.apply(model, tune.LoRAConfig(r=2))
     callbacks = [*callbacks, Unfreezing()] if method == "unfreezing" else callbacks
@@ -122,6 +122,7 @@ def test_a_folder_that_holds_a_training_is_not_trained_over(tmp_path):
 @pytest.mark.parametrize("change, complaint", [
     ({"lr": 0.5}, "lr was 0.01, is 0.5"), ({"steps": 99}, "steps was 12, is 99"), ({"ema": 0.5}, "ema was None, is 0.5"),
     ({"optimizer": SGD}, "optimizer was AdamW, is SGD"), ({"method": "lora"}, r"backbone\.blocks\.0.*not in this model"),
+    ({"dropout": 0.3}, r"dropout\.p was 0\.1, is 0\.3"),
     ({"schedule": "cosine"}, "schedule was linear, is cosine"), ({"clip": 2.0}, "clip was 1.0, is 2.0")])
 def test_another_training_is_refused_with_what_differs(change, complaint, tmp_path):
     make(tmp_path).fit()
@@ -193,6 +194,33 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     assert trainer.step == 5 and checkpoints(tmp_path)[-1].stem == "step-00000005"
+
+
+def test_what_a_kill_in_the_middle_of_a_write_leaves_is_cleared(tmp_path):
+    make(tmp_path).fit()
+    left = [tmp_path / name for name in (".best.safetensors.99", ".history.csv.7", "checkpoints/.step-00000012.safetensors.99")]
+    for file in left:
+        file.write_bytes(b"half")
+    make(tmp_path).fit(resume=True)
+    assert not any(file.exists() for file in left)
+    left[2].write_bytes(b"half")
+    remove_checkpoints(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_end_is_told_before_a_signal_is_delivered(tmp_path):
+    told = []
+
+    class End(Callback):
+        def on_train_end(self, trainer):
+            told.append(trainer.step)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append("signal"))
+    try:
+        make(tmp_path, callbacks=[At(5, lambda: signal.raise_signal(signal.SIGTERM)), End()]).fit()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == [6, "signal"]
 
 
 SCRIPT = """

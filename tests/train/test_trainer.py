@@ -430,7 +430,72 @@ def test_the_mean_loss_of_a_row_is_right_after_an_interruption_between_two_rows(
     np.testing.assert_allclose(trainer.fit()["loss"], [np.mean(losses)], rtol=1e-12)
 
 
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}], ids=["best", "average"])
+def test_a_second_fit_after_ctrl_c_goes_on_from_the_last_weights_not_from_the_best(settings):
+    """In between the best weights are in the model, since whoever stops there wants these."""
+    def train(stop_at):
+        model, seen = classifier(), []
+        trainer = Trainer(model, toy_set(), toy_set(8, seed=1), steps=12, lr=3e-2, batch_size=4, evaluate_every=2, **QUIET,
+                          **settings)
+        step = trainer.train_step
+
+        def watched(batches, rate):
+            seen.append(step(batches, rate))
+            if len(seen) == stop_at:
+                raise KeyboardInterrupt
+            return seen[-1]
+
+        trainer.train_step = watched
+        return trainer, seen
+
+    whole, expected = train(None)
+    whole.fit()
+    cut, losses = train(7)
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit()
+    kept = cut.best.weights
+    assert_same({name: weights(cut.model)[name] for name in kept}, kept)
+    cut.step += 1                               # the step was made; only its counting was interrupted
+    cut.losses.append(losses[-1])
+    if cut.average:                             # and its place in the average
+        live = {name: pair[1] for name, pair in cut.left.items()}
+        for name, array in live.items():
+            cut.average.weights[name] += (1 - min(0.9, 8 / 17)) * (array - cut.average.weights[name])
+    cut.fit()
+    assert losses == expected
+    assert_same(weights(cut.model), weights(whole.model), atol=1e-7)
+
+
+def test_accumulation_on_a_set_smaller_than_the_large_batch_reads_the_same_rows():
+    """30 rows: one batch of 32 holds 30, and so do four of 8, the last one short."""
+    seen = []
+
+    class Watched(ClassificationSet):
+        def batch(self, rows):
+            seen.append(sorted(map(int, rows)))
+            return super().batch(rows)
+
+    results = []
+    for batch_size, accumulate in ((32, 1), (8, 4)):
+        seen.clear()
+        model, data = classifier(), toy_set(30)
+        data.__class__ = Watched
+        Trainer(model, data, steps=3, lr=1e-2, batch_size=batch_size, accumulate=accumulate, schedule="constant",
+                optimizer=AdamW(model, eps=1e-4), **QUIET).fit()
+        results.append(weights(model))
+        assert [len(rows) for rows in seen] == ([30] * 3 if accumulate == 1 else [8, 8, 8, 6] * 3)
+    assert_same(*results, atol=1e-6)            # float32 sums in another order
+
+
+@pytest.mark.parametrize("valid", [None, toy_set(8, seed=1)], ids=["no validation", "validation"])
+def test_a_last_step_that_ruins_the_weights_is_no_success(valid):
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="after step 1, in backbone|validation loss is"):
+        Trainer(classifier(), toy_set(), valid, steps=1, lr=1e39, schedule="constant", optimizer=None, **QUIET).fit()
+
+
 @pytest.mark.parametrize("settings, complaint", [
+    ({"patience": -1}, "patience must be at least 1, got -1"), ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+    ({"checkpoint_every": -5}, "checkpoint_every must be at least 1, got -5"),
     ({"steps": 0}, "steps must be at least 1, got 0"), ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"accumulate": -1}, "accumulate must be at least 1, got -1"),
     ({"schedule": "linnear"}, "schedule must be one of constant, linear, cosine, slanted_triangular, got 'linnear'"),
@@ -439,6 +504,16 @@ def test_the_mean_loss_of_a_row_is_right_after_an_interruption_between_two_rows(
 def test_settings_that_cannot_work_are_told(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         Trainer(classifier(), toy_set(), **{"steps": 1, "lr": 1e-3} | settings, **QUIET)
+
+
+def test_what_would_be_ignored_is_refused():
+    model = classifier()
+    with pytest.raises(ValueError, match=r"weight_decay is the optimizer's own: AdamW\(model, weight_decay=...\)"):
+        Trainer(model, toy_set(), steps=1, lr=1e-3, optimizer=AdamW(model), weight_decay=0.5, **QUIET)
+    with pytest.raises(ValueError, match=r"fit\(resume=True\) needs out"):
+        Trainer(model, toy_set(), steps=1, lr=1e-3, **QUIET).fit(resume=True)
+    with pytest.raises(ValueError, match="the validation set is empty"):
+        Trainer(model, toy_set(), ClassificationSet([], [], 8), steps=1, lr=1e-3, **QUIET)
 
 
 def test_an_empty_training_set_is_told():

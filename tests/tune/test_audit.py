@@ -58,6 +58,13 @@ def test_a_layer_that_trains_and_is_not_reached_stops_the_training_after_two_ste
     assert len(Trainer(model, EIGHT, steps=3, lr=1e-2, progress=False).fit()) == 3
 
 
+def test_a_rate_that_begins_at_0_only_puts_the_audit_off():
+    trainer = Trainer(Unused(), EIGHT, steps=50, lr=1e-2, schedule=lambda step, steps: float(step > 3), progress=False)
+    with pytest.raises(RuntimeError, match="spare.* receives no gradient"):
+        trainer.fit()
+    assert trainer.step == 5
+
+
 def test_a_frozen_weight_that_something_else_moves_is_told():
     model = classifier()
     tune.apply(model, tune.FreezeConfig())

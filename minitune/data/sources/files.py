@@ -64,7 +64,8 @@ def read(path: str | os.PathLike[str], *, text: str | None = None, label: str | 
     shares = {name: share for name, share in zip(SPLITS[1:], (valid, test)) if share and name not in given}
     made, how = _take(tables["train"].source, given["train"], shares, seed)
     splits: dict[str, Split] = {name: (given | made)[name] for name in SPLITS if name in given | made}
-    notes = [_about_columns(tables["train"], columns), *how, *_about_rows(splits, names)]
+    notes = [_about_columns(tables["train"], columns), *(note for table in tables.values() for note in table.notes), *how,
+             *_about_rows(splits, names)]
     return Dataset(Path(path).resolve().stem, names, splits, "", kind=columns.kind, notes=tuple(notes))
 
 
@@ -221,8 +222,11 @@ def _about_rows(splits: dict[str, Split], names: tuple[str, ...]) -> list[str]:
         repeated.update({(first, second): rows[second] for first, second in combinations(rows, 2)})
         if names and len({splits[split].labels[row] for split, row in places}) > 1:         # type: ignore[index]
             disputed.append(splits[places[0][0]].texts[places[0][1]])
+    alike = Counter(name.casefold() for name in names)
     present = set() if splits["train"].labels is None else set(splits["train"].labels.tolist())
     return [*(f"Rows of {second} that repeat a text of {first}, case and white space aside: {repeated[first, second]:,}."
               for first, second in combinations_with_replacement(splits, 2) if repeated[first, second]),
             *([f"Texts under more than one label: {len(disputed):,}, such as {disputed[0]!r:.60}."] if disputed else []),
+            *(f"Labels that differ in case alone are different: {', '.join(n for n in names if n.casefold() == name)}."
+              for name, count in alike.items() if count > 1),
             *(f"No row of train has the label {name!r}." for i, name in enumerate(names) if i not in present)]

@@ -28,6 +28,7 @@ class Table:
     source: Path
     columns: list[str]
     rows: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()                 # what a person should be told, such as what was not read
 
 
 def refuse(source: Path, faults: list[str], repair: str) -> None:
@@ -62,26 +63,36 @@ def read_tables(path: Path, encoding: str) -> dict[str, Table]:
 
 def _read_folder(folder: Path, encoding: str) -> Table:
     """Texts labelled by the subfolders they are in, else those of the folder itself."""
-    files = [file for file in sorted(folder.glob("*/*.txt")) if not file.parent.name.startswith(".")]
-    columns = ["text", "folder"] if files else ["text"]
-    files = files or sorted(folder.glob("*.txt"))
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    inside = {entry.name: _texts_in(entry) for entry in entries if entry.is_dir()}
+    labelled, beside = [file for texts in inside.values() for file in texts], _texts_in(folder)
+    if beside and sum(map(bool, inside.values())) == 1:         # one subfolder makes no classes
+        labelled = []
+    files, columns = (labelled, ["text", "folder"]) if labelled else (beside, ["text"])
     if not files:
         raise ValueError(f"read: {folder}: nothing to read. Expected {LAYOUTS}")
-    rows = {file.relative_to(folder).as_posix(): (_decode(file, encoding), file.parent.name) for file in files}
-    return Table(folder, columns, {place: dict(zip(columns, cells)) for place, cells in rows.items()})
+    rows = {file.relative_to(folder).as_posix(): (decode(file, encoding), file.parent.name) for file in files}
+    unread = [file.name for file in beside] if labelled else []
+    unread += [f"{name}/" for name, texts in inside.items() if not (labelled and texts)]
+    notes = (f"Not read in {folder.name}: {', '.join(unread[:6])}{' ...' if len(unread) > 6 else ''}.",) if unread else ()
+    return Table(folder, columns, {place: dict(zip(columns, cells)) for place, cells in rows.items()}, notes)
+
+
+def _texts_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.casefold() == ".txt" and file.is_file())
 
 
 def _read_file(file: Path, encoding: str) -> Table:
     reader = READERS.get(file.suffix.casefold())
     if reader is None:
         raise ValueError(f"read: {file}: expected {LAYOUTS}; got {file.suffix or 'no suffix'!r}. Save it as one of these")
-    text = _decode(file, encoding)
+    text = decode(file, encoding)
     if not text.strip():
         raise ValueError(f"read: {file} is empty. Is it the right file, and was it saved?")
     return reader(file, text)
 
 
-def _decode(file: Path, encoding: str) -> str:
+def decode(file: Path, encoding: str) -> str:
     """The file's text, "\\n" at line ends, without a byte order mark; an error says where and what it is instead."""
     data = file.read_bytes()
     for signature, what in SIGNATURES.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,12 @@ def _other_data(options: Any, model: GPT | Classifier) -> tuple[Dataset, str]:
     file = Path(options.data).is_file()
     if file and isinstance(model, Classifier) and options.labels is None:
         options.labels = model.labels
-    if file and options.split is None:
+    whole = file and options.split is None
+    if whole:
         options.valid = options.test = 0
     dataset = read_data(options)
     show_data(dataset)
-    return dataset, options.split or ("train" if file else "test")
+    return (replace(dataset, splits={"all": dataset.train}), "all") if whole else (dataset, options.split or "test")
 
 
 def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) -> tuple[dict[str, Any], str]:
@@ -84,12 +86,12 @@ def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) ->
             raise ValueError(f"the model's labels are {', '.join(model.labels)}; those of {dataset.name} are "
                              f"{', '.join(dataset.labels)}")
         metrics = classification_metrics(rows.labels, predict_proba(model, rows), model.labels)   # type: ignore[union-attr]
-        results, text = metrics.to_dict(), f"{len(rows):,} {split} rows\n{metrics.table()}"
+        results, text = metrics.to_dict(), f"{len(rows):,} rows ({split})\n{metrics.table()}"
         if find_spec("matplotlib"):
             metrics.plot(out / "evaluation.png")
     else:
         results = evaluate(model, rows)
-        text = f"perplexity {results['perplexity']:.2f} on the {split} texts (loss {results['loss']:.3f} nats a token)"
+        text = f"perplexity {results['perplexity']:.2f} on the texts ({split}; loss {results['loss']:.3f} nats a token)"
     note = cut_note(rows, len(dataset.splits[split]), size)
     text += f"\n{note}" if note else ""
     results = {"data": dataset.name, "fingerprint": dataset.fingerprint, "split": split, **results}

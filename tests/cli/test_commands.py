@@ -42,12 +42,12 @@ def test_predict_evaluate_and_predictions_of_a_file(run_folder, tmp_path, capsys
     assert len(table) == 6 and {row["label"] for row in table} <= set(WORDS)
     assert all(abs(float(row["p(sea)"]) + float(row["p(wood)"]) - 1) < 2e-4 for row in table)
     assert run("evaluate", run_folder, "--split", "valid") == 0
-    assert "4 valid rows" in capsys.readouterr().out
+    assert "4 rows (valid)" in capsys.readouterr().out
     assert json.loads((run_folder / "evaluation-places-valid/evaluation.json").read_text())["split"] == "valid"
     assert (run_folder / "evaluation-places-valid/evaluation.png").stat().st_size > 0
     other = write_csv(tmp_path / "other.csv", rows(20, seed=5))
     assert run("evaluate", run_folder, other, "--out", tmp_path / "there") == 0
-    assert "20 train rows" in capsys.readouterr().out           # every row of a file that was not learned from
+    assert "20 rows (all)" in capsys.readouterr().out           # every row of a file that was not learned from
     assert (tmp_path / "there/evaluation.json").exists()
 
 

@@ -97,7 +97,8 @@ def _card(dataset: Dataset, made: Finetuned, settings: Finetuning, results: str,
     facts = {"base": Path(base).name if base else "a small GPT pre-trained on Python's own English",
              "trained": f"{trained:,} of {total:,} parameters ({trained / total:.2%}) by {settings.method}",
              "settings": settings}
-    last = 'model.tokenizer' if not dataset.labels else 'model.labels'
-    use = f'import minitune as mt\n\nmodel = mt.models.from_pretrained("model")\nprint({last})'
+    last = ('classifier = mt.TextClassifier.load("model")\nprint(classifier.predict(["a text of yours"]))' if dataset.labels
+            else 'model = mt.models.from_pretrained("model")\nprint(model.generate("a text of yours"))')
+    use = f"import minitune as mt\n\n{last}"
     return model_card(f"{'A classifier' if dataset.labels else 'A model that writes'}, from {dataset.name}", dataset, facts,
                       results, use)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import backend
-from ..data import Batch, ClassificationSet, Dataset, ExampleSet, LanguageModelSet, Split, Tokenizer
+from ..data import ClassificationSet, Dataset, ExampleSet, LanguageModelSet, Split, Tokenizer
 from ..models import GPT, Classifier, from_pretrained
 from ..train import Trainer
 from ..train.evaluate import BatchSet
@@ -17,6 +18,7 @@ from ..tune import Certificate, FreezeConfig, FullConfig, LoRAConfig, Report, ap
 from ..tune.apply import Method
 
 TUNING: dict[str, Method] = {"frozen": FreezeConfig(), "full": FullConfig(), "lora": LoRAConfig(r=8, lora_alpha=16)}
+ENOUGH = 100                                    # validation rows to choose a classifier's epoch by; fewer choose badly
 RATES = {"frozen": 1e-2, "full": 1e-3, "lora": 1e-2}           # at 128 channels; a wider model takes a lower one
 
 
@@ -25,24 +27,28 @@ class Finetuning:
     """How a model is tuned: the method ("full", "lora" or "frozen"), passes over the data, rate and batch.
 
     `lr` None means the method's usual rate times 128 / channels. With a validation split the epoch that did best on it is
-    kept, and tuning stops after `patience` epochs without a better one.
+    kept, and tuning stops after `patience` epochs without a better one; fewer than 100 rows with labels are only watched,
+    since one row more or less decides among them.
     """
 
     method: str = "full"
-    epochs: int = 10
+    epochs: int = 15
     lr: float | None = None
     batch_size: int = 16
     accumulate: int = 1
     patience: int = 3
-    pooling: str = "mean"
+    pooling: str = "max"
     ema: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in TUNING:
             raise ValueError(f"Finetuning: method must be one of {', '.join(TUNING)}, got {self.method!r}")
-        if self.epochs < 1:
-            raise ValueError(f"Finetuning: epochs must be at least 1, got {self.epochs}")
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Finetuning: {name} must be at least 1, got {getattr(self, name)}")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"Finetuning: lr must be above 0, got {self.lr}. None takes the method's usual rate")
 
 
 @dataclass
@@ -57,17 +63,14 @@ class Finetuned:
 
 
 def base_model(base: str | Path | GPT) -> GPT:
-    """The GPT with its tokenizer in a model or run folder, or the given one; of a classifier, what is under its head.
+    """The GPT with its tokenizer in a model or run folder, or a copy of the given one; of a classifier, what is under its head.
 
     Raises FileNotFoundError for a folder without a model, ValueError for a model without a tokenizer.
     """
-    if isinstance(base, GPT):
-        model: GPT | Classifier = base
-    else:
-        model = from_pretrained(model_folder(base))
+    model = from_pretrained(model_folder(base)) if isinstance(base, (str, Path)) else deepcopy(base)
     gpt = model.backbone if isinstance(model, Classifier) else model
     if not isinstance(gpt, GPT) or model.tokenizer is None:
-        raise ValueError(f"finetune: {base} must hold a GPT with its tokenizer.json")
+        raise ValueError(f"finetune: the base must be a GPT with its tokenizer, tokenizer.json in its folder, got {base}")
     gpt.tokenizer = model.tokenizer
     return gpt
 
@@ -81,12 +84,13 @@ def model_folder(folder: str | Path) -> Path:
 def as_set(split: Split, kind: str, tokenizer: Tokenizer, block_size: int) -> ClassificationSet | ExampleSet | LanguageModelSet:
     """What a model reads of a split of this kind; what is too long is cut, and the set's `truncated` says which.
 
-    Raises ValueError for a kind that is no text, and where a text is too short to fill a row.
+    Raises ValueError for a kind that is no text.
     """
     if kind == "classification":
         return ClassificationSet.from_split(split, tokenizer, block_size)
     if kind == "text":
-        return LanguageModelSet.from_texts(split.texts, tokenizer, block_size)
+        documents = [[*ids, tokenizer.end] for ids in tokenizer.encode_batch(split.texts)]
+        return LanguageModelSet(documents, min(block_size, sum(map(len, documents))))     # little text makes one shorter row
     if kind not in ("completion", "chat"):
         raise ValueError(f"finetune: expected texts, got a data set of kind {kind!r}")
     assert split.examples is not None
@@ -97,25 +101,31 @@ def finetune(dataset: Dataset, base: str | Path | GPT, settings: Finetuning | No
              resume: bool = False, progress: bool = True) -> Finetuned:
     """Tunes the model in the folder `base` on a data set: a classifier where it has labels, else a language model.
 
-    Texts are learned whole, of prompts and chats the answers only. With `out`, history and checkpoints are written there,
-    and `resume` goes on from the last. LoRA's adapters are merged at the end, checked on a probe.
-    Raises ValueError for a base, data or settings that do not fit.
+    Texts are learned whole, of prompts and chats the answers only. A GPT given as `base` is copied: it stays as it is. With
+    `out`, history and checkpoints are written there, and `resume` goes on from the last. LoRA's adapters are merged at the
+    end, checked on a probe. Raises ValueError for a base, data or settings that do not fit.
     """
     settings = settings or Finetuning()
+    if settings.method == "frozen" and dataset.kind != "classification":
+        raise ValueError("finetune: with method='frozen' a new head alone trains, and a language model gets none. Take 'lora' "
+                         "or 'full'")
     backend.seed(settings.seed)
     gpt = base_model(base)
     model = Classifier(gpt, dataset.labels, settings.pooling) if dataset.kind == "classification" else gpt
     report = apply(model, TUNING[settings.method])
     train, valid, notes = _sets(dataset, gpt)
     steps = ceil(len(train) / (settings.batch_size * settings.accumulate))
+    choose = valid is not None and (dataset.kind != "classification" or len(valid) >= ENOUGH)
+    if valid and not choose:
+        notes.append(f"{len(valid):,} validation rows are too few to choose an epoch by: the last weights are kept")
     trainer = Trainer(model, train, valid, steps=steps * settings.epochs, batch_size=settings.batch_size,
                       lr=settings.lr or RATES[settings.method] * 128 / gpt.config.n_embd, accumulate=settings.accumulate,
-                      evaluate_every=steps, patience=settings.patience if valid else None, ema=settings.ema, out=out,
-                      progress="fine-tuning" if progress else False)
+                      evaluate_every=steps, keep_best=choose, patience=settings.patience if choose else None,
+                      ema=settings.ema, out=out, progress="fine-tuning" if progress else False)
     trainer.fit(resume=resume)
     made = Finetuned(model, trainer, report, notes=notes)
     if settings.method == "lora":
-        made.certificate = merge(model, _probe(train))
+        made.certificate = merge(model, train.batch(np.arange(min(8, len(train)))))
         notes.append(str(made.certificate))
     return made
 
@@ -123,20 +133,16 @@ def finetune(dataset: Dataset, base: str | Path | GPT, settings: Finetuning | No
 def _sets(dataset: Dataset, gpt: GPT) -> tuple[BatchSet, BatchSet | None, list[str]]:
     """(train, valid or None, what a person should be told about them)."""
     assert gpt.tokenizer is not None
-    size, notes = gpt.config.block_size, []
-    train = as_set(dataset.train, dataset.kind, gpt.tokenizer, size)
-    cut = len(getattr(train, "truncated", ()))
-    if cut:
-        notes.append(f"{cut:,} of {len(dataset.train):,} training texts are longer than the model's {size} tokens and were cut")
-    if "valid" not in dataset.splits:
-        return train, None, [*notes, "there is no validation split: the last weights are kept"]
-    try:
-        return train, as_set(dataset.valid, dataset.kind, gpt.tokenizer, size), notes
-    except ValueError as short:
-        if dataset.kind != "text":
-            raise
-        return train, None, [*notes, f"the validation text is not used: {short}"]
+    size = gpt.config.block_size
+    sets = {name: as_set(dataset.splits[name], dataset.kind, gpt.tokenizer, size)       # type: ignore[arg-type]
+            for name in ("train", "valid") if name in dataset.splits}
+    notes = [f"{name}: {note}" for name, rows in sets.items() if (note := cut_note(rows, len(dataset.splits[name]), size))]
+    if "valid" not in sets:
+        notes.append("there is no validation split: the last weights are kept")
+    return sets["train"], sets.get("valid"), notes
 
 
-def _probe(train: BatchSet) -> Batch:
-    return train.batch(np.arange(min(8, len(train))))
+def cut_note(rows: BatchSet, count: int, block_size: int) -> str:
+    """A sentence on the texts of a set that were cut, "" where none was."""
+    cut = len(getattr(rows, "truncated", ()))
+    return f"{cut:,} of {count:,} texts are longer than the model's {block_size} tokens and were cut" if cut else ""

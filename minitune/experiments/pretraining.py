@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
@@ -61,7 +63,7 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
                       schedule="cosine", out=out, progress="pre-training" if progress else False)
     write_text(record, json.dumps(asked, indent=2) + "\n")          # whose the checkpoints are
     trainer.fit(resume=True)
-    measured = {"perplexity": evaluate(model, valid)["perplexity"], "tokens_in_texts": train.ids.size,
+    measured = {"perplexity": evaluate(model, valid)["perplexity"], "training_tokens": train.ids.size,
                 "tokens_read": settings.steps * settings.batch_size * settings.block_size, "parameters": model.num_parameters()}
     write_text(record, json.dumps(asked | measured, indent=2) + "\n")
     model.save_pretrained(folder)               # last: it says that the folder is whole
@@ -72,9 +74,24 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
 def default_base(progress: bool = True) -> Path:
     """The folder of a small GPT pre-trained on "pydocs": made once, in a minute or two, and kept in the user's cache."""
     folder = cache_folder() / f"base-{__version__}-python-{python_version()}"       # each Python brings texts of its own
-    if not (folder / "model.safetensors").exists():
-        pretrain(load("pydocs"), folder, BASE, progress)
+    with _one_at_a_time(folder.with_suffix(".lock")):       # runs side by side wait for the first, then find its model
+        if not (folder / "model.safetensors").exists():
+            pretrain(load("pydocs"), folder, BASE, progress)
     return folder
+
+
+@contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Inside this block one process is at a time; its end, even by kill -9, lets the next one in. Windows lets all in."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _model_and_rows(dataset: Dataset, settings: Pretraining) -> tuple[GPT, LanguageModelSet, LanguageModelSet]:
@@ -89,8 +106,8 @@ def _model_and_rows(dataset: Dataset, settings: Pretraining) -> tuple[GPT, Langu
     elif len(rows) > 1:
         parts = rows.split(min(settings.held_out, max(1, len(rows) // 10)))
     else:
-        raise ValueError(f"pretrain: the texts fill one row of {settings.block_size} tokens; one to train on and one to measure "
-                         "on are needed. Give more text or a smaller block_size")
+        raise ValueError(f"pretrain: the texts fill one row of {settings.block_size} tokens, and two are needed: one to train "
+                         "on, one to measure on. Give more text or a smaller block_size")
     model = GPT(GPTConfig(tokenizer.vocab_size, settings.block_size, settings.n_layer, settings.n_head, settings.n_embd))
     model.tokenizer = tokenizer
     return model, *parts

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import Dataset, Split
+from ..data import ClassificationSet, Dataset, Split
 from ..data.sources.splits import divide
-from ..models import GPT, Classifier
+from ..models import GPT, Classifier, from_pretrained
 from ..train.evaluate import predict_proba
-from .finetuning import Finetuning, as_set, finetune
+from .finetuning import ENOUGH, Finetuning, finetune, model_folder
 from .pretraining import default_base
 
 
@@ -22,54 +22,77 @@ class TextClassifier:
 
     `base` is the folder of a pre-trained model, or a GPT; None means a small one that is pre-trained on the English that
     comes with Python, once, in a minute or two, and kept in the user's cache. The other settings are those of `Finetuning`;
-    the share `valid` of the rows is held out to choose the epoch (0: none, and the last epoch counts).
+    the share `valid` of the rows is held out to choose the epoch, where that makes 100 rows; else the last epoch counts.
+    Texts longer than the base's block_size are cut; `notes_` says how many were, of those it learned from.
     It works in scikit-learn's pipelines, cross-validation and searches, and needs no scikit-learn.
     """
 
-    def __init__(self, base: str | Path | GPT | None = None, method: str = "full", epochs: int = 10, lr: float | None = None,
-                 batch_size: int = 16, pooling: str = "mean", valid: float = 0.1, seed: int = 0, progress: bool = False) -> None:
+    _estimator_type = "classifier"              # how scikit-learn before 1.6 knows
+
+    def __init__(self, base: str | Path | GPT | None = None, method: str = "full", epochs: int = 15,
+                 lr: float | None = None, batch_size: int = 16, pooling: str = "max", valid: float = 0.1, seed: int = 0,
+                 progress: bool = False) -> None:
         self.base, self.method, self.epochs, self.lr, self.batch_size = base, method, epochs, lr, batch_size
         self.pooling, self.valid, self.seed, self.progress = pooling, valid, seed, progress
 
-    def fit(self, X: Sequence[str], y: Sequence[Any]) -> TextClassifier:
+    def fit(self, X: Iterable[str], y: Iterable[Any]) -> TextClassifier:
         """Learns to tell the classes in `y`, strings or numbers, from the texts `X`. Returns itself.
 
-        Raises ValueError for texts that are empty or no texts, with their row, and for fewer than two classes.
+        Raises ValueError for a text or label that is missing or none, with its row, for fewer than two classes, and for
+        settings that cannot work.
         """
-        texts, labels = _texts(X), np.asarray(y)
-        if labels.shape != (len(texts),):
-            raise ValueError(f"TextClassifier.fit: expected one label for each of {len(texts)} texts, got {labels.shape}")
-        self.classes_, numbers = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"TextClassifier.fit: expected at least two classes in y, got only {self.classes_.tolist()}")
-        rows = Split(texts, numbers.astype(np.int64))
-        splits = divide(rows, {"valid": self.valid}, self.seed) if self.valid else {"train": rows}
-        dataset = Dataset("texts", tuple(map(str, self.classes_)), splits, citation="")
+        texts = _texts(X)
+        labels = _labels(y, len(texts))
+        classes, numbers = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"TextClassifier: expected at least two classes in y, got only {classes.tolist()}")
+        if not 0 <= self.valid < 1:
+            raise ValueError(f"TextClassifier: valid must be a share of the rows, from 0 to below 1, got {self.valid}")
         settings = Finetuning(self.method, self.epochs, self.lr, self.batch_size, pooling=self.pooling, seed=self.seed)
-        base = default_base(self.progress) if self.base is None else self.base
-        made = finetune(dataset, base, settings, progress=self.progress)
+        rows = Split(texts, numbers)
+        held_out = self.valid * len(rows) >= ENOUGH
+        splits = divide(rows, {"valid": self.valid}, self.seed) if held_out else {"train": rows}
+        dataset = Dataset("texts", tuple(map(str, classes)), splits, citation="")
+        made = finetune(dataset, default_base() if self.base is None else self.base, settings, progress=self.progress)
         assert isinstance(made.model, Classifier)
-        self.model_, self.history_, self.notes_ = made.model, made.trainer.history, made.notes
+        self.classes_, self.model_, self.history_, self.notes_ = classes, made.model, made.trainer.history, made.notes
         return self
 
-    def predict_proba(self, X: Sequence[str]) -> np.ndarray:
+    def predict_proba(self, X: Iterable[str]) -> np.ndarray:
         """The probability of each class for each text, (N, classes), in the order of `classes_`."""
-        if not hasattr(self, "model_"):
-            raise ValueError("TextClassifier: not fitted yet. Call fit(X, y) first")
-        return predict_proba(self.model_, texts_as_set(self.model_, _texts(X)))
+        return predict_proba(self._fitted(), texts_as_set(self._fitted(), _texts(X)))
 
-    def predict(self, X: Sequence[str]) -> np.ndarray:
+    def predict(self, X: Iterable[str]) -> np.ndarray:
         """The most likely class of each text."""
         most = self.predict_proba(X).argmax(1)
         return self.classes_[most]
 
-    def score(self, X: Sequence[str], y: Sequence[Any]) -> float:
+    def score(self, X: Iterable[str], y: Iterable[Any]) -> float:
         """The share of texts that are put into their class."""
-        return float(np.mean(self.predict(X) == np.asarray(y)))
+        texts = _texts(X)
+        return float(np.mean(self.predict(texts) == _labels(y, len(texts))))
 
     def save(self, folder: str | Path) -> None:
         """Writes the model as a folder that `models.from_pretrained` reads."""
-        self.model_.save_pretrained(folder)
+        self._fitted().save_pretrained(folder)
+
+    def _fitted(self) -> Classifier:
+        if not hasattr(self, "model_"):
+            raise ValueError("TextClassifier: not fitted yet. Call fit(X, y) first")
+        return self.model_
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TextClassifier:
+        """The classifier in a folder that `save` or `minitune finetune` wrote, ready to predict; its classes are texts.
+
+        Raises ValueError where the folder holds another model.
+        """
+        model = from_pretrained(model_folder(folder))
+        if not isinstance(model, Classifier):
+            raise ValueError(f"TextClassifier.load: {folder} holds a {type(model).__name__} and no classifier")
+        loaded = cls(base=str(folder), pooling=model.pooling)
+        loaded.model_, loaded.classes_ = model, np.array(model.labels)
+        return loaded
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings, by name."""
@@ -100,17 +123,18 @@ class TextClassifier:
         return f"TextClassifier({given})"
 
 
-def texts_as_set(model: Classifier, texts: list[str]) -> Any:
+def texts_as_set(model: Classifier, texts: list[str]) -> ClassificationSet:
     """Texts without labels as a set that `predict_proba` reads."""
-    gpt = model.backbone
-    return as_set(Split(texts, np.zeros(len(texts), np.int64)), "classification", model.tokenizer,   # type: ignore[arg-type]
-                  gpt.config.block_size)                                                             # type: ignore[attr-defined]
+    return ClassificationSet.from_split(Split(texts, np.zeros(len(texts), int)), model.tokenizer,       # type: ignore[arg-type]
+                                        model.backbone.config.block_size)                               # type: ignore[attr-defined]
 
 
 def _texts(X: Any) -> list[str]:
     """The texts as a list, or an error with the row of the first that is none."""
     if isinstance(X, (str, bytes)):
         raise ValueError("TextClassifier: expected a list of texts, got one text. Write [text]")
+    if getattr(X, "ndim", 1) != 1:
+        raise ValueError(f"TextClassifier: expected a list of texts, got shape {X.shape}. Give the column that holds them")
     texts = list(X)
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
@@ -118,3 +142,20 @@ def _texts(X: Any) -> list[str]:
     if not texts:
         raise ValueError("TextClassifier: expected at least one text, got none")
     return texts
+
+
+def _labels(y: Any, count: int) -> np.ndarray:
+    """One label for each text as an array, or an error with the row of the first that is none."""
+    labels = list(y)
+    if len(labels) != count:
+        raise ValueError(f"TextClassifier: expected one label for each of {count} texts, got {len(labels)}")
+    for row, label in enumerate(labels):
+        if not isinstance(label, (str, int, float, np.generic)) or label != label:
+            raise ValueError(f"TextClassifier: row {row}: expected a string or a number as label, got {label!r:.60}")
+        if isinstance(label, str) != isinstance(labels[0], str):
+            raise ValueError(f"TextClassifier: row {row}: {label!r:.60} and {labels[0]!r:.60} are not labels of one kind")
+    array = np.asarray(labels)
+    if array.dtype.kind == "f" and (array != array.round()).any():
+        raise ValueError(f"TextClassifier: labels name classes, got numbers such as {array[array != array.round()][0]}. Is "
+                         "this a quantity to predict? Put it into classes first")
+    return array

@@ -109,7 +109,8 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
     return {**_plain(trainer.model), "steps": trainer.steps, "lr": trainer.lr, "batch_size": trainer.batch_size,
             "accumulate": trainer.accumulate, "schedule": names.get(trainer.schedule, "a function"),
             "clip": repr(trainer.clip),
-            "evaluate_every": trainer.evaluate_every, "patience": trainer.patience, "min_steps": trainer.min_steps,
+            "evaluate_every": trainer.evaluate_every, "keep_best": trainer.keep_best, "patience": trainer.patience,
+            "min_steps": trainer.min_steps,
             "ema": trainer.average.decay if trainer.average else None, "optimizer": type(trainer.optimizer).__name__,
             "optimizer's settings": repr(optimizer), "parameter groups": groups,
             "training data": _data(trainer.train), "validation data": _data(trainer.valid)}

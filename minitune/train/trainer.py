@@ -38,7 +38,8 @@ class Trainer:
     One step reads `accumulate` batches of `batch_size` rows. Its gradient is that of the mean loss over all their
     supervised targets, so four batches of 8 do exactly what one of 32 does.
     The rate at step t is `lr` times the schedule's factor. Every `evaluate_every` steps the model is evaluated on `valid`;
-    the best weights so far, by error and then loss for a classifier, by loss otherwise, are kept and put back at the end.
+    the best weights so far, by error and then loss for a classifier, by loss otherwise, are kept and put back at the end;
+    with `keep_best=False` it is only watched, and the last weights stay.
     With `patience`, training stops after so many evaluations in a row without a new best, though not before `min_steps`.
     With `ema`, a decay such as 0.99, an average of the weights is what is evaluated, kept and left in the model.
     With `out`, the history, best.safetensors (what was trained) and, every `checkpoint_every` steps (as often as it is
@@ -50,7 +51,7 @@ class Trainer:
     def __init__(self, model: Module, train: BatchSet, valid: BatchSet | None = None, *, steps: int, lr: float,
                  batch_size: int = 16, accumulate: int = 1, optimizer: Optimizer | None = None,
                  schedule: str | Schedule = "linear", weight_decay: float | None = None, clip: float = 1.0,
-                 evaluate_every: int | None = None, patience: int | None = None, min_steps: int = 0,
+                 evaluate_every: int | None = None, keep_best: bool = True, patience: int | None = None, min_steps: int = 0,
                  ema: float | None = None, callbacks: Sequence[Callback] = (), checkpoint_every: int | None = None,
                  out: str | Path | None = None, progress: bool | str = True) -> None:
         counts = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "patience": patience,
@@ -62,8 +63,8 @@ class Trainer:
             raise ValueError(f"Trainer: clip must be above 0, got {clip}. For no clipping give float('inf')")
         if not callable(schedule) and schedule not in SCHEDULES:
             raise ValueError(f"Trainer: schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-        if patience and valid is None:
-            raise ValueError("Trainer: patience needs a validation set: Trainer(model, train, valid, ...)")
+        if patience and (valid is None or not keep_best):
+            raise ValueError("Trainer: patience needs a validation set, Trainer(model, train, valid, ...), and keep_best")
         if optimizer and weight_decay is not None:
             raise ValueError("Trainer: weight_decay is the optimizer's own: AdamW(model, weight_decay=...)")
         self.model, self.train, self.valid = model, train, valid
@@ -75,7 +76,7 @@ class Trainer:
         self.clip = clip
         self.evaluate_every = evaluate_every or max(1, steps // 10)
         self.checkpoint_every = checkpoint_every or self.evaluate_every
-        self.patience, self.min_steps = patience, min_steps
+        self.keep_best, self.patience, self.min_steps = keep_best, patience, min_steps
         self.average = WeightAverage(ema) if ema is not None else None
         self.callbacks = list(callbacks)
         self.out, self.progress = Path(out) if out else None, progress
@@ -224,7 +225,7 @@ class Trainer:
         if not isfinite(measured["loss"]):
             raise FloatingPointError(f"Trainer: the validation loss is {measured['loss']} at step {self.step}, with weights "
                                      "that are finite. Try a lower rate")
-        if self.best is None or _score(measured) < _score(self.best.measured):
+        if self.keep_best and (self.best is None or _score(measured) < _score(self.best.measured)):
             self.best = Best(self.step, measured, {})
             self._add_to_best({name for name, p in self.model.named_parameters()
                                if p.requires_grad or id(p) in self.optimizer.slots})

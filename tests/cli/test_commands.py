@@ -9,7 +9,7 @@ from own_data import WORDS, contents, rows, write_csv
 from minitune import cli, models
 from minitune.formats.folder import read_tensors
 
-RUN_FILES = {"run.json", "history.csv", "history.jsonl", "history.png", "evaluation.json", "evaluation.png", "best.safetensors",
+RUN_FILES = {"run.json", "history.csv", "history.jsonl", "history.png", "evaluation.json", "evaluation.png",
              "model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md"}
 
 

@@ -302,6 +302,15 @@ def test_the_best_weights_are_put_back_and_written(scripted, tmp_path):
     assert not any(part.training for _, part in model.named_modules())
 
 
+def test_without_keep_best_validation_is_watched_and_the_last_weights_stay(scripted, tmp_path):
+    model = classifier()
+    trainer = Trainer(model, toy_set(), Scored([0.1, 0.2]), steps=4, lr=1e-2, evaluate_every=2, keep_best=False, out=tmp_path,
+                      **QUIET)
+    assert trainer.fit()["valid_error"] == [0.1, 0.2] and trainer.best is None
+    assert_same(weights(model), scripted[1])
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES[1:]
+
+
 def test_without_a_validation_set_the_last_weights_stay(tmp_path):
     model = classifier()
     trainer = Trainer(model, toy_set(), steps=2, lr=1e-2, out=tmp_path, **QUIET)
@@ -499,7 +508,7 @@ def test_a_last_step_that_ruins_the_weights_is_no_success(valid):
     ({"steps": 0}, "steps must be at least 1, got 0"), ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"accumulate": -1}, "accumulate must be at least 1, got -1"),
     ({"schedule": "linnear"}, "schedule must be one of constant, linear, cosine, slanted_triangular, got 'linnear'"),
-    ({"patience": 3}, r"patience needs a validation set: Trainer\(model, train, valid"),
+    ({"patience": 3}, r"patience needs a validation set, Trainer\(model, train, valid, ...\), and keep_best"),
     ({"lr": -1.0}, "lr must be at least 0, got -1.0"), ({"lr": float("nan")}, "lr must be at least 0, got nan")])
 def test_settings_that_cannot_work_are_told(settings, complaint):
     with pytest.raises(ValueError, match=complaint):

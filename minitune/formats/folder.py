@@ -114,8 +114,8 @@ def write_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, n
                 others: dict[str, Callable[[Path], Any]]) -> None:
     """Writes a model's config.json, model.safetensors and the files `others` ({name: what writes it}): all or none."""
     text = json.dumps(config, indent=2) + "\n"
-    files = {"model.safetensors": lambda file: _save(tensors, file),
-             "config.json": lambda file: file.write_text(text, encoding="utf-8"), **others}
+    files = {"config.json": lambda file: file.write_text(text, encoding="utf-8"), **others,
+             "model.safetensors": lambda file: _save(tensors, file)}        # last: where it stands, the folder is whole
     write_together({Path(folder) / name: write for name, write in files.items()})
 
 

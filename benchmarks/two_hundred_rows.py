@@ -43,7 +43,8 @@ def main() -> None:
     base = run([{"base": mt.__version__}], lambda spec: make_base(options.out / "base"), options.out / "base.jsonl")[0]
     specs = [{"data": name, "draw": draw, "minitune": mt.__version__} for name in SETS for draw in range(options.draws)]
     rows = run(specs, lambda spec: measure(options.out / "base", **spec), options.out / "runs.jsonl", progress="draws")
-    whole = {"command": "python benchmarks/two_hundred_rows.py", "rows": ROWS, "base": base, "runs": rows,
+    whole = {"command": f"python benchmarks/two_hundred_rows.py --draws {options.draws}", "rows": ROWS, "base": base,
+             "runs": rows,
              "python": platform.python_version(), "numpy": np.__version__, "cores": os.cpu_count(),
              "processor": platform.processor() or platform.machine()}
     file = ROOT / "benchmarks" / "results" / "two_hundred_rows.json"

@@ -71,7 +71,7 @@ def run(options: Any) -> None:
 def _base(options: Any) -> Path:
     if options.base:
         return Path(options.base)
-    print("Base: a small GPT, pre-trained on the English that comes with Python (made once, in about two minutes)")
+    print("Base: a small GPT, pre-trained on the English that comes with Python (made once, in two to three minutes)")
     return default_base()
 
 

@@ -21,7 +21,7 @@ class TextClassifier:
     """Fine-tunes a small pre-trained model on texts and labels.
 
     `base` is the folder of a pre-trained model, or a GPT; None means a small one that is pre-trained on the English that
-    comes with Python, once, in about two minutes, and kept in the user's cache. The other settings are those of `Finetuning`;
+    comes with Python, once, in two to three minutes, and kept in the user's cache. The other settings are `Finetuning`'s;
     the share `valid` of the rows is held out to choose the epoch, where that makes 100 rows; else the last epoch counts.
     Texts longer than the base's block_size are cut; `notes_` says how many were, of those it learned from.
     It works in scikit-learn's pipelines, cross-validation and searches, and needs no scikit-learn.

@@ -34,7 +34,7 @@ def add_command(commands: Any) -> None:
         "classifiers on 16, 64 and 256 labels in four ways: from scratch, only a new head (frozen), every weight (full), "
         "and low-rank adapters (lora). Shows a table, a plot and what pre-training is worth in labels. Started again "
         "with the same --out, it goes on where it stopped."))
-    parser.add_argument("--quick", action="store_true", help="a smaller run that ends within a minute; its figures are rough")
+    parser.add_argument("--quick", action="store_true", help="a smaller run of about a minute; its figures are rough")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results.jsonl, sample_efficiency.png and model/ go "
                       "(default: runs/demo, runs/demo-quick, runs/demo-NAME)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="the first of the seeds (default: 0)")

@@ -12,14 +12,14 @@ from .figure import new_figure, write_figure
 Row = Mapping[str, float]
 FEW = 30                                        # so many points are marked each; more would run together
 CURVES = {"loss": ("train", COLOURS[0]), "valid_loss": ("validation", COLOURS[2])}
-BEST = {"valid_error": 1, "valid_accuracy": -1, "valid_loss": 1}    # what decides, the first that was measured; 1: low is good
+BEST = ("valid_error", "valid_loss")            # what decides, the first that was measured; low is good
 
 
 def training_curves(rows: Sequence[Row], file: str | Path | None = None, title: str = "") -> Any:
     """Loss of training and validation over the steps, the best validation marked, and the learning rate below.
 
-    `rows` are a history's: {"step", "loss", "valid_loss", "valid_error" or "valid_accuracy", "rate"}, the loss in nats; any
-    column but "step" may be missing, also in single rows. The best row has the lowest error, the lowest loss among equals.
+    `rows` are a history's: {"step", "loss", "valid_loss", "valid_error", "rate"}, the loss in nats; any column but "step" may
+    be missing, also in single rows. The best row has the lowest error, the lowest loss among equals.
     Returns the matplotlib Figure, and writes it to `file` (PNG, PDF or SVG by its ending) if given.
     Raises ValueError where there is nothing to draw, ImportError where matplotlib is not installed.
     """
@@ -61,4 +61,4 @@ def _best(rows: Sequence[Row]) -> tuple[str, Row]:
     """(the column that decides, the row that did best), as the trainer chooses."""
     column = next(name for name in BEST if any(name in row and "valid_loss" in row for row in rows))
     measured = [row for row in rows if column in row and "valid_loss" in row]
-    return column, min(measured, key=lambda row: (BEST[column] * row[column], row["valid_loss"]))
+    return column, min(measured, key=lambda row: (row[column], row["valid_loss"]))

@@ -238,7 +238,7 @@ def test_scikit_learn_takes_it_for_a_classifier_and_clones_it(sklearn, fitted):
 
 
 def test_its_tags_say_that_it_takes_texts_and_needs_labels(sklearn, fitted):
-    utils = pytest.importorskip("sklearn.utils")
+    utils = pytest.importorskip("sklearn.utils", reason="the other half of this protocol")
     if not hasattr(utils, "get_tags"):
         pytest.skip("scikit-learn has tags from 1.6 on")
     tags = utils.get_tags(fitted)

@@ -50,7 +50,6 @@ def test_a_column_may_be_missing_in_some_rows_or_altogether():
 
 @pytest.mark.parametrize("column, values, label", [
     ("valid_error", (0.3, 0.1, 0.1), "best: step 3, error 0.1"),
-    ("valid_accuracy", (0.5, 0.9, 0.9), "best: step 3, accuracy 0.9"),
     ("valid_perplexity", (9, 9, 9), "best: step 1, loss 0.5")])
 def test_the_best_row_is_chosen_by_error_then_by_loss(column, values, label):
     given = [{"step": i + 1, "loss": 1.0, "valid_loss": loss, column: value}

@@ -29,7 +29,7 @@ QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=64, longest=1, epochs=7,
 
 def add_command(commands: Any) -> None:
     """Adds the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser("demo", help="the main job, in about four minutes", description=(
+    parser: argparse.ArgumentParser = commands.add_parser("demo", help="the main job, in four to eight minutes", description=(
         "Pre-trains a small GPT on English that your Python carries with it (its manual and docstrings), then trains "
         "classifiers on 16, 64 and 256 labels in four ways: from scratch, only a new head (frozen), every weight (full), "
         "and low-rank adapters (lora). Shows a table, a plot and what pre-training is worth in labels. Started again "

@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["minitune", "minitune.*"]),
     package_data={"minitune": ["py.typed"]},
-    install_requires=["numpy>=2.0", "tokenizers>=0.20", "safetensors>=0.4", "tqdm>=4.66"],
+    install_requires=["numpy>=2.0", "tokenizers>=0.20", "safetensors>=0.4", "tqdm>=4.66", "threadpoolctl>=3.5"],
     extras_require={
         "fast": FAST,
         "plots": PLOTS,

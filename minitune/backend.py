@@ -19,7 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .cores import share
+
 Array = Any     # numpy.ndarray or cupy.ndarray: one text of mathematics serves both, which a type checker cannot say
+
+WORTH = 1 << 20     # multiplications that take a core longer than waking it
 
 
 # ---- Devices -----------------------------------------------------------------------------------------------------
@@ -51,13 +55,24 @@ def as_array(data: Any) -> Array:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """a @ b: the one entry for matrix products. a (..., M, K), b (..., K, N) -> (..., M, N).
+    """a @ b: the one entry for matrix products, on a CPU shared out between cores. a (..., M, K), b (..., K, N) -> (..., M, N)
 
     A stack of matrices times one matrix becomes a single large product, which BLAS runs several times faster.
     """
     if b.ndim == 2 and a.ndim > 2:
-        return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[1])
-    return a @ b
+        return matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
+    if device_of(a) == "cuda" or a.ndim < 2 or a.shape[:-2] != b.shape[:-2] or a.dtype != b.dtype or a.dtype.kind != "f":
+        return a @ b
+    M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
+    y = np.empty((*a.shape[:-1], N), a.dtype)
+    if a.ndim > 2:
+        share(lambda start, stop: np.matmul(a[start:stop], b[start:stop], out=y[start:stop]),
+              len(a), WORTH // (a[0].size * N + 1))
+    elif M >= N:
+        share(lambda start, stop: np.matmul(a[start:stop], b, out=y[start:stop]), M, WORTH // (K * N + 1))
+    else:
+        share(lambda start, stop: np.matmul(a, b[:, start:stop], out=y[:, start:stop]), N, WORTH // (K * M + 1))
+    return y
 
 
 @cache
@@ -110,19 +125,25 @@ def kernels(on: bool) -> Iterator[None]:
 
 
 @cache
-def twin(device: str, stem: str, name: str) -> Twin | None:
-    """The twin of operation `name` in twins/<device>/<stem>.py; None where no such file, name or compiler is there."""
+def compiled(device: str, stem: str) -> ModuleType | None:
+    """The file twins/<device>/<stem>.py; None where it or its compiler is not there."""
     place = f"{__package__}.twins.{device}.{stem}"
     try:
-        module = import_module(place)
+        return import_module(place)
     except ImportError as missing:
         absent = missing.name and (place.startswith(missing.name) or missing.name in ("numba", "llvmlite"))
         if isinstance(missing, ModuleNotFoundError) and not absent:
             raise                               # a mistake in the twin's own file
         if not absent:                          # numba is there and refuses, most often the version of NumPy
-            warnings.warn(f"{name}: its compiled twin cannot be loaded ({missing}); the slower reference runs instead",
-                          KernelFallback, stacklevel=5)
+            warnings.warn(f"{stem}: its compiled twin cannot be loaded ({missing}); the slower reference runs instead",
+                          KernelFallback, stacklevel=6)
         return None
+
+
+@cache
+def twin(device: str, stem: str, name: str) -> Twin | None:
+    """The twin of operation `name` in twins/<device>/<stem>.py; None where there is none."""
+    module = compiled(device, stem)
     if not hasattr(module, f"{name}_forward"):
         return None
     return Twin(*(getattr(module, f"{name}_{part}") for part in ("forward", "backward", "unsupported")))

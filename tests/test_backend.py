@@ -187,6 +187,11 @@ def test_dropout_of_zero_gives_its_input_back_and_takes_no_random_numbers():
     assert ops.dropout(x, 0.0) is x and not random.counters["dropout"]
 
 
+def forget_twins():
+    backend.twin.cache_clear()
+    backend.compiled.cache_clear()
+
+
 # ---- Twins -------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -197,9 +202,9 @@ def tanh_twin(monkeypatch):
     module.tanh_backward = lambda grad, x, *, needs: (grad * 11,)
     module.tanh_unsupported = lambda x: "it takes at most 3 numbers" if x.size > 3 else None
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    backend.twin.cache_clear()
+    forget_twins()
     yield
-    backend.twin.cache_clear()
+    forget_twins()
 
 
 def test_a_twin_is_found_by_its_name_and_brings_its_own_backward(tanh_twin):
@@ -240,10 +245,10 @@ def test_a_fault_inside_a_twins_file_is_not_hidden(monkeypatch):
         raise ModuleNotFoundError("No module named 'nubma'", name="nubma")
 
     monkeypatch.setattr(backend, "import_module", broken)
-    backend.twin.cache_clear()
+    forget_twins()
     with pytest.raises(ModuleNotFoundError, match="nubma"):
         backend.twin("cpu", "broken_file", "tanh")
-    backend.twin.cache_clear()
+    forget_twins()
 
 
 def test_a_missing_compiler_means_no_twin(monkeypatch):
@@ -251,20 +256,20 @@ def test_a_missing_compiler_means_no_twin(monkeypatch):
         raise ModuleNotFoundError("No module named 'numba'", name="numba")
 
     monkeypatch.setattr(backend, "import_module", no_numba)
-    backend.twin.cache_clear()
+    forget_twins()
     assert backend.twin("cpu", "elementwise", "gelu") is None
-    backend.twin.cache_clear()
+    forget_twins()
 
 
 def test_float64_beside_a_number_on_the_left_takes_the_reference(monkeypatch):
     module = types.ModuleType("minitune.twins.cpu.elementwise")
     module.sub_forward, module.sub_backward, module.sub_unsupported = None, None, lambda a, b: None
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    backend.twin.cache_clear()
+    forget_twins()
     try:
         assert (1 - mt.Tensor(np.ones(2))).dtype == np.float64
     finally:
-        backend.twin.cache_clear()
+        forget_twins()
 
 
 def test_a_compiler_that_refuses_the_installed_numpy_is_told_once_and_the_reference_runs(monkeypatch):
@@ -272,8 +277,8 @@ def test_a_compiler_that_refuses_the_installed_numpy_is_told_once_and_the_refere
         raise ImportError("Numba needs NumPy 2.2 or less. Got NumPy 2.4.")      # numba's own kind of error: it has no name
 
     monkeypatch.setattr(backend, "import_module", refusing)
-    backend.twin.cache_clear()
-    with pytest.warns(mt.KernelFallback, match="gelu: its compiled twin cannot be loaded .Numba needs NumPy 2.2"):
+    forget_twins()
+    with pytest.warns(mt.KernelFallback, match="elementwise: its compiled twin cannot be loaded .Numba needs NumPy 2.2"):
         assert backend.twin("cpu", "elementwise", "gelu") is None
     assert backend.twin("cpu", "elementwise", "gelu") is None
-    backend.twin.cache_clear()
+    forget_twins()

@@ -13,8 +13,8 @@ import minitune
 
 ROOT = Path(minitune.__file__).parent
 # Who may import whom: only what stands in an earlier line, or a part of the same folder.
-ORDER = [{"backend"}, {"tensor"}, {"ops"}, {"gradcheck", "operators", "show"}, {"nn"}, {"formats"}, {"optim", "data"},
-         {"models"}, {"tune"}, {"train"}, {"experiments"}, {"cli"}]
+ORDER = [{"cores"}, {"backend"}, {"tensor"}, {"ops"}, {"gradcheck", "operators", "show"}, {"nn"}, {"formats"},
+         {"optim", "data"}, {"models"}, {"tune"}, {"train"}, {"experiments"}, {"cli"}]
 FILES = sorted(ROOT.rglob("*.py"))
 TRAINING_STEP = """
 import numpy as np, minitune as mt
@@ -68,10 +68,10 @@ def test_imports_go_one_way(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if part_of(f) == "twins"],
                          ids=lambda file: str(file.relative_to(ROOT)))
-def test_twins_import_backend_and_files_of_their_own_device_only(file):
+def test_twins_import_cores_backend_and_files_of_their_own_device_only(file):
     device = "minitune." + ".".join(file.relative_to(ROOT).parts[:-1])
     for name in imports_of(file):
-        assert not name.startswith("minitune") or name.startswith(("minitune.backend", device))
+        assert not name.startswith("minitune") or name.startswith(("minitune.backend", "minitune.cores", device))
 
 
 def test_only_backend_reaches_for_twins_and_for_cupy():

@@ -129,7 +129,7 @@ class Module:
             raise ValueError("load_state_dict: the arrays do not fit this model:\n  " + "\n  ".join(wrong))
         for name, array in state.items():
             if name in own:
-                own[name].data = array_module(own[name].data).array(array, dtype=own[name].dtype)
+                own[name].data = array_module(own[name].data).array(array, dtype=own[name].dtype, order="C")
 
 
 def _holds_parts(value: Any) -> bool:

@@ -8,6 +8,8 @@ from ..backend import Array, array_module
 from ..backend import matmul as product
 from ..tensor import Tensor, apply
 
+QUERIES = 256       # queries whose weights are held at a time
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, first: Array, last: Array) -> Tensor:
     """Every query takes the mean of the values it sees, weighted by how well their keys match it.
@@ -33,34 +35,50 @@ def attention(q: Tensor, k: Tensor, v: Tensor, first: Array, last: Array) -> Ten
 
 
 def attention_forward(q, k, v, first, last, *, needs):
-    xp = array_module(q)
-    scale = 1 / sqrt(q.shape[-1])
+    """A block of queries at a time, so that the (B, H, T, S) weights are never held as a whole."""
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))                         # (B, H, T or S, D)
-    p = product(q * scale, k.swapaxes(-1, -2))                              # (B, H, T, S), scores so far
+    y = array_module(q).empty_like(q)
+    for block in _blocks(q):
+        y[:, :, block] = product(_weights(q[:, :, block], k, first[:, block], last[:, block]), v)
+    return y.swapaxes(1, 2), (q, k, v if needs.q or needs.k else None, first, last)
+
+
+def attention_backward(grad, q, k, v, first, last, *, needs):
+    """The weights are made again, block by block: cheaper than keeping them, if T is long."""
+    xp, grad, scale = array_module(q), grad.swapaxes(1, 2), 1 / sqrt(q.shape[-1])
+    grad_q = xp.empty_like(q) if needs.q else None
+    grad_k = xp.zeros_like(k) if needs.k else None
+    grad_v = xp.zeros_like(k) if needs.v else None
+    for block in _blocks(q):
+        p = _weights(q[:, :, block], k, first[:, block], last[:, block])    # (B, H, block, S)
+        if needs.v:
+            grad_v += product(p.swapaxes(-1, -2), grad[:, :, block])
+        if needs.q or needs.k:
+            grad_scores = product(grad[:, :, block], v.swapaxes(-1, -2))    # (B, H, block, S), d loss / d p so far
+            grad_scores -= (grad_scores * p).sum(-1, keepdims=True)
+            grad_scores *= p
+            grad_scores *= scale
+        if needs.q:
+            grad_q[:, :, block] = product(grad_scores, k)
+        if needs.k:
+            grad_k += product(grad_scores.swapaxes(-1, -2), q[:, :, block])
+    return *(None if g is None else g.swapaxes(1, 2) for g in (grad_q, grad_k, grad_v)), None, None
+
+
+def _blocks(q):
+    return [slice(start, start + QUERIES) for start in range(0, q.shape[2], QUERIES)]
+
+
+def _weights(q, k, first, last):
+    """p (B, H, t, S): softmax of q k^T / sqrt(D) over the keys that each query sees, 0 elsewhere."""
+    xp = array_module(q)
+    p = product(q * (1 / sqrt(q.shape[-1])), k.swapaxes(-1, -2))            # scores so far
     s = xp.arange(k.shape[2])
-    seen = (s >= first[..., None]) & (s <= last[..., None])                 # (B, T, S)
-    p += xp.where(seen, 0, -xp.inf).astype(p.dtype)[:, None]
+    seen = (s >= first[..., None]) & (s <= last[..., None])                 # (B, t, S)
+    p = xp.where(seen[:, None], p, -xp.inf)
     top = p.max(-1, keepdims=True)
     p -= xp.where(xp.isfinite(top), top, 0)                                 # a query that sees nothing keeps e^-inf = 0
     xp.exp(p, out=p)
     total = p.sum(-1, keepdims=True)
     p /= total + (total == 0)
-    y = product(p, v).swapaxes(1, 2)                                        # (B, T, H, D)
-    return y, (q if needs.k else None, k if needs.q else None, v if needs.q or needs.k else None, p, scale)
-
-
-def attention_backward(grad, q, k, v, p, scale, *, needs):
-    grad = grad.swapaxes(1, 2)                                              # (B, H, T, D)
-    grad_q = grad_k = grad_v = None
-    if needs.v:
-        grad_v = product(p.swapaxes(-1, -2), grad).swapaxes(1, 2)
-    if needs.q or needs.k:
-        grad_scores = product(grad, v.swapaxes(-1, -2))                     # (B, H, T, S)
-        grad_scores -= (grad_scores * p).sum(-1, keepdims=True)
-        grad_scores *= p
-        grad_scores *= scale
-    if needs.q:
-        grad_q = product(grad_scores, k).swapaxes(1, 2)
-    if needs.k:
-        grad_k = product(grad_scores.swapaxes(-1, -2), q).swapaxes(1, 2)
-    return grad_q, grad_k, grad_v, None, None
+    return p

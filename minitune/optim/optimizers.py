@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import sqrt
+from typing import Any
 
-from ..backend import Array, array_module
+import numpy as np
+
+from ..backend import Array, array_module, compiled, device_of, mode
 from ..nn import Module, Parameter
 
 
@@ -130,17 +133,22 @@ class AdamW(Optimizer):
         if not slot.moments:
             slot.moments = (xp.zeros_like(p.data), xp.zeros_like(p.data))
         m, v = slot.moments
+        unbias1, unbias2 = 1 - beta1**slot.step, 1 - beta2**slot.step
+        eps, size = self.eps * sqrt(unbias2), rate * sqrt(unbias2) / unbias1    # m' / (sqrt(v') + eps) with the plain m and v
+        twin = _twin(p.data, grad, m, v)
+        if twin:
+            twin.adamw(p.data, grad, m, v, beta1, beta2, 1 - rate * decay, eps, size)
+            return
         m *= beta1
         m += (1 - beta1) * grad
         v *= beta2
         v += (1 - beta2) * grad * grad
         if decay:
             p.data *= 1 - rate * decay
-        unbias1, unbias2 = 1 - beta1**slot.step, 1 - beta2**slot.step
-        step = xp.asarray(xp.sqrt(v))           # sqrt(v') + eps = (sqrt(v) + eps sqrt(unbias2)) / sqrt(unbias2)
-        step += self.eps * sqrt(unbias2)
+        step = xp.asarray(xp.sqrt(v))
+        step += eps
         xp.divide(m, step, out=step)
-        step *= rate * sqrt(unbias2) / unbias1
+        step *= size
         p.data -= step
 
 
@@ -150,8 +158,23 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     Source: Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks, algorithm 1.
     """
     grads = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
-    norm = sqrt(sum(float(array_module(g).vdot(g, g)) for g in grads))
+    norm = sqrt(sum(_sum_of_squares(g) for g in grads))
     if norm > max_norm:
         for grad in grads:
-            grad *= max_norm / norm
+            twin = _twin(grad)
+            if twin:
+                twin.scale(grad, max_norm / norm)
+            else:
+                grad *= max_norm / norm
     return norm
+
+
+def _sum_of_squares(grad: Array) -> float:
+    twin = _twin(grad)
+    return twin.sum_of_squares(grad) if twin else float(array_module(grad).vdot(grad, grad))
+
+
+def _twin(*arrays: Array) -> Any:
+    """The compiled twins of this file, if they take these arrays."""
+    fit = mode.kernels and all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
+    return compiled(device_of(arrays[0]), "optimizers") if fit else None

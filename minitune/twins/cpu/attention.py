@@ -1,0 +1,138 @@
+"""Attention by blocks of queries: only the keys that a block sees are multiplied, and no (T, S) matrix is held or kept.
+
+Backward makes a block's weights again from the logarithm of their total.
+Source: Dao, Fu, Ermon, Rudra and Re 2022, FlashAttention, algorithms 1 and 4 (blocks of queries; the keys stay whole here).
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+
+from ...cores import share
+from .compiled import compiled, exponential, largest, not_float32
+
+QUERIES = 64            # rows of a block: at T = 256, five eighths of the products of a causal mask are left
+SCORES = 1 << 18        # scores that a block holds at most, unless one head has more: 1 MB stays in the second cache
+FEW = 1 << 20           # multiplications that are not worth a division between cores
+
+
+@compiled
+def _hide(row, start, stop):
+    """Sets what lies outside start .. stop - 1 to -infinity, whose exponential is 0."""
+    for j in range(start):
+        row[j] = -np.inf
+    for j in range(stop, row.size):
+        row[j] = -np.inf
+
+
+@compiled
+def _weights(scores, first, last, low, scale, log_total):
+    """Softmax over first - low .. last - low of every row, in place; 0 elsewhere, and in a row that sees nothing."""
+    heads, T, S = scores.shape
+    for h in range(heads):
+        for t in range(T):
+            row = scores[h, t]
+            if first[t] > last[t]:
+                row[:] = 0
+                continue
+            _hide(row, first[t] - low, last[t] - low + 1)
+            top = largest(row)
+            total = np.float32(0)
+            for j in range(S):
+                row[j] = exponential(scale * (row[j] - top))
+                total += row[j]
+            share_of_one = np.float32(1) / total
+            for j in range(S):
+                row[j] *= share_of_one
+            log_total[h, t] = scale * top + np.log(total)
+
+
+@compiled
+def _weights_and_slopes(scores, slopes, first, last, low, scale, log_total, mean):
+    """Scores become weights p again, and d loss / d p becomes d loss / d score = p (d loss / d p - its mean under p) scale."""
+    heads, T, S = scores.shape
+    for h in range(heads):
+        for t in range(T):
+            row, slope, total, middle = scores[h, t], slopes[h, t], log_total[h, t], mean[t, h]
+            if first[t] > last[t]:
+                row[:], slope[:] = 0, 0
+                continue
+            _hide(row, first[t] - low, last[t] - low + 1)
+            for j in range(S):
+                p = exponential(scale * row[j] - total)
+                row[j] = p
+                slope[j] = p * (slope[j] - middle) * scale
+
+
+def _blocks(first, last, keys):
+    """For each row of the batch its blocks of queries and the keys they see: [(queries, low, high), ...]."""
+    starts = np.arange(0, first.shape[1], QUERIES)
+    sees = first <= last
+    low = np.minimum.reduceat(np.where(sees, first, keys), starts, 1)
+    high = np.maximum.reduceat(np.where(sees, last + 1, 0), starts, 1)
+    return [[(slice(start, start + QUERIES), int(a), int(b)) for start, a, b in zip(starts, lows, highs) if a < b]
+            for lows, highs in zip(low, high)]
+
+
+def _units(q, keys):
+    """(row of the batch, heads) that are computed together: many at once for speed, few for the cache and the cores."""
+    B, T, H, D = q.shape
+    together = H
+    if B * T * H * D * keys > FEW:
+        together = max(1, min(H, SCORES // (min(T, QUERIES) * keys), B * H // 8))
+    return [(b, slice(h, h + together)) for b in range(B) for h in range(0, H, together)]
+
+
+def attention_unsupported(q, k, v, first, last):
+    return not_float32(q, k, v)
+
+
+def attention_forward(q, k, v, first, last, *, needs):
+    B, T, H, D = q.shape
+    first, last = (np.ascontiguousarray(a, np.int64) for a in (first, last))
+    scale = np.float32(1 / sqrt(D))
+    y, log_total = np.zeros(q.shape, np.float32), np.empty((B, H, T), np.float32)
+    blocks, units = _blocks(first, last, k.shape[1]) if T else [[]] * B, _units(q, k.shape[1])
+
+    def part(start, stop):
+        for b, heads in units[start:stop]:
+            for at, low, high in blocks[b]:
+                p = np.matmul(q[b, at, heads].swapaxes(0, 1), k[b, low:high, heads].transpose(1, 2, 0))     # (h, t, s)
+                total = np.empty(p.shape[:2], np.float32)
+                _weights(p, first[b, at], last[b, at], low, scale, total)
+                log_total[b, heads, at] = total
+                np.matmul(p, v[b, low:high, heads].swapaxes(0, 1), out=y[b, at, heads].swapaxes(0, 1))
+
+    share(part, len(units))
+    return y, (q, k, v, y if needs.q or needs.k else None, first, last, log_total)
+
+
+def attention_backward(grad, q, k, v, y, first, last, log_total, *, needs):
+    B, T, H, D = q.shape
+    scale = np.float32(1 / sqrt(D))
+    slopes = needs.q or needs.k
+    mean = np.einsum("bthd,bthd->bth", grad, y) if slopes else np.zeros((B, T, H), np.float32)
+    grads = [np.zeros(a.shape, np.float32) if need else None for a, need in zip((q, k, v), needs)]
+    grad_q, grad_k, grad_v = grads
+    blocks, units = _blocks(first, last, k.shape[1]) if T else [[]] * B, _units(q, k.shape[1])
+
+    def part(start, stop):
+        for b, heads in units[start:stop]:
+            for at, low, high in blocks[b]:
+                keys = slice(low, high)
+                rows, along = (a[b, at, heads].swapaxes(0, 1) for a in (q, grad))                # (h, t, D)
+                p = np.matmul(rows, k[b, keys, heads].transpose(1, 2, 0))                       # (h, t, s), scores so far
+                slope = np.matmul(along, v[b, keys, heads].transpose(1, 2, 0)) if slopes else np.zeros_like(p)
+                _weights_and_slopes(p, slope, first[b, at], last[b, at], low, scale,
+                                    np.ascontiguousarray(log_total[b, heads, at]), np.ascontiguousarray(mean[b, at, heads]))
+                if needs.v:
+                    grad_v[b, keys, heads] += np.matmul(p.swapaxes(1, 2), along).swapaxes(0, 1)
+                if needs.q:
+                    np.matmul(slope, k[b, keys, heads].swapaxes(0, 1), out=grad_q[b, at, heads].swapaxes(0, 1))
+                if needs.k:
+                    grad_k[b, keys, heads] += np.matmul(slope.swapaxes(1, 2), rows).swapaxes(0, 1)
+
+    share(part, len(units))
+    return *grads, None, None

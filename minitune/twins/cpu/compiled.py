@@ -1,0 +1,85 @@
+"""How the CPU twins are compiled and shared out between cores, and what several of them compute: e^x, the largest of a row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from ...backend import Array
+from ...cores import share
+
+# a division by zero gives infinity as in NumPy: the check that raises would keep a loop from being vectorised;
+# and every freedom that keeps NaN and infinity as they are: a loss that went wrong must show it
+FREEDOM: dict[str, Any] = {"fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "error_model": "numpy"}
+LEAST = 1 << 14         # elements that take a core longer than waking it
+_told: list[str] = []
+
+
+def compiled(function: Callable) -> Callable:
+    """The function as machine code, which numba makes at the first call and keeps in a file for the next process.
+
+    It runs without the interpreter's lock, so that each core can run it on a part. What it calls from this file is
+    compiled into it: after a change here delete the kept files (__pycache__/*.nb*).
+    """
+    try:
+        machine = njit(nogil=True, cache=True, **FREEDOM)(function)
+    except RuntimeError:                        # no folder that can be written to: compiled in every process anew
+        return njit(nogil=True, **FREEDOM)(function)
+    kept = Path(machine.stats.cache_path).glob(f"{Path(function.__code__.co_filename).stem}.{function.__name__}-*.nbi")
+    if not _told and not any(kept):
+        _told.append(function.__name__)
+        print("minitune: compiles its loops for this processor, which takes about half a minute, once", file=sys.stderr)
+    return machine
+
+
+inlined = njit(inline="always", **FREEDOM)
+
+
+def by_rows(loop: Callable, arrays: tuple[Array, ...], *rest: Any) -> None:
+    """Calls loop(*parts, *rest) on every core, each with its own rows of all `arrays`."""
+    rows, elements = len(arrays[0]), arrays[0].size
+    share(lambda start, stop: loop(*(a[start:stop] for a in arrays), *rest), rows, 1 + LEAST * rows // max(elements, 1))
+
+
+def rows_of(x: Array) -> Array:
+    """x (..., C) as (N, C), contiguous: compiled loops are made for one layout."""
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+def not_float32(*arrays: Array | None) -> str | None:
+    """The reason why these are not for a CPU twin, if one is not float32."""
+    other = [a.dtype for a in arrays if a is not None and a.dtype != np.float32]
+    return f"the CPU twin takes float32, got {other[0]}" if other else None
+
+
+@inlined
+def exponential(x):
+    """e^x for x up to 88, relative error below 4e-7: 2^n e^r with n = round(x / ln 2), |r| <= ln(2) / 2, e^r by its series.
+
+    Below -87.7 it is 0: the bits of 2^-127 are those of 0. The comparison lets NaN through.
+    """
+    x = np.float32(-88) if x < np.float32(-88) else x
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)     # ln 2 in two parts: n times the first is exact
+    series = np.float32(1 / 720) + r * np.float32(1 / 5040)
+    series = np.float32(1 / 120) + r * series
+    series = np.float32(1 / 24) + r * series
+    series = np.float32(1 / 6) + r * series
+    series = np.float32(0.5) + r * series
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)     # the bits of 2^n
+    return (np.float32(1) + r + r * r * series) * power
+
+
+@njit(fastmath={"nnan", "nsz"}, error_model="numpy")
+def largest(row):
+    """The largest number of a row. NaN may be left out: the freedom to do so is what lets the loop use vectors, and whoever
+    subtracts the largest from a row meets its NaN there."""
+    top = np.float32(-np.inf)
+    for j in range(row.size):
+        top = max(top, row[j])
+    return top

@@ -1,0 +1,130 @@
+"""One team of threads shares the work, whatever happens to a part of it."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from threadpoolctl import ThreadpoolController
+
+from minitune import backend
+from minitune.cores import cores, share
+
+
+@pytest.fixture
+def three_cores(monkeypatch):
+    """As if BLAS were allowed three threads, on any machine."""
+    from minitune.cores import _blas
+    monkeypatch.setattr(_blas(), "libraries", [Library(3)])
+
+
+class Library:
+    def __init__(self, threads):
+        self.threads = threads
+
+    def get_num_threads(self):
+        return self.threads
+
+    def set_num_threads(self, threads):
+        self.threads = threads
+
+
+@pytest.mark.parametrize("count, least", [(0, 1), (1, 1), (2, 1), (7, 1), (100, 1), (100, 60), (100, 40), (5, 0)])
+def test_every_item_is_worked_on_once_in_parts_of_at_least_the_least(three_cores, count, least):
+    seen, parts = np.zeros(count, int), []
+
+    def work(start, stop):
+        seen[start:stop] += 1
+        parts.append((start, stop))
+
+    share(work, count, least)
+    assert (seen == 1).all() and len(parts) == max(1, min(3, count // max(least, 1)))
+    assert len(parts) == 1 or all(stop - start >= least for start, stop in parts)
+
+
+def test_parts_run_at_the_same_time(three_cores):
+    together = threading.Barrier(3, timeout=30)             # each part waits for the other two
+    share(lambda start, stop: together.wait(), 3)
+
+
+def test_an_error_in_any_part_is_raised_once_all_have_ended(three_cores):
+    for failing in range(3):
+        ended = []
+
+        def work(start, stop, failing=failing, ended=ended):
+            if start == failing:
+                raise KeyError(start)
+            ended.append(start)
+
+        with pytest.raises(KeyError, match=str(failing)):
+            share(work, 3)
+        assert sorted(ended) == [i for i in range(3) if i != failing]
+    share(lambda start, stop: None, 3)                      # and the team is still there
+
+
+def test_shared_work_that_shares_again_runs_where_it_is(three_cores):
+    threads = []
+    share(lambda a, b: share(lambda c, d: threads.append((a, threading.get_ident())), 3), 3)
+    assert len(set(threads)) == 3
+
+
+def test_several_callers_at_once_each_get_their_own_work(three_cores):
+    def square(n):
+        out = np.zeros(n)
+        for _ in range(50):
+            share(lambda start, stop: np.square(np.arange(start, stop), out=out[start:stop]), n)
+        return out
+
+    with ThreadPoolExecutor(4) as pool:
+        for n, out in zip(range(1, 9), pool.map(square, range(1, 9)), strict=True):
+            np.testing.assert_array_equal(out, np.arange(n) ** 2.0)
+
+
+def test_blas_computes_in_one_thread_inside_and_is_left_as_it_was(three_cores):
+    from minitune.cores import _blas
+    (library,) = _blas().libraries
+    inside = []
+    with pytest.raises(ZeroDivisionError):
+        share(lambda start, stop: inside.append(library.threads) or 1 / 0, 3)
+    assert set(inside) == {1} and library.threads == 3 and cores() == 3
+
+
+def test_errstate_of_the_caller_holds_in_every_part(three_cores):
+    with np.errstate(divide="ignore"):
+        share(lambda start, stop: np.ones(1) / np.zeros(1), 3)
+    with pytest.raises(RuntimeWarning):                     # warnings are errors in these tests
+        share(lambda start, stop: np.ones(1) / np.zeros(1) if start else None, 3)
+
+
+def test_as_many_cores_are_used_as_blas_is_allowed():
+    blas = ThreadpoolController().select(user_api="blas")
+    if not blas.lib_controllers:
+        pytest.skip("NumPy's BLAS on this machine cannot be limited: it shares its work out itself")
+    with blas.limit(limits=1):
+        assert cores() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system starts processes without forking")
+def test_a_forked_process_makes_a_team_of_its_own():
+    code = ("import os, numpy as np\nfrom minitune.backend import matmul\na = np.ones((512, 512), np.float32)\nmatmul(a, a)\n"
+            "child = os.fork()\nif not child:\n    os._exit(0 if (matmul(a, a) == 512).all() else 1)\n"
+            "assert os.waitpid(child, 0)[1] == 0")
+    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("a, b", [((600, 300), (300, 40)), ((3, 700), (700, 900)), ((1, 500), (500, 4000)), ((1, 1), (1, 1)),
+                                  ((6, 70, 90), (6, 90, 80)), ((2, 3, 40, 50), (2, 3, 50, 60)), ((0, 5), (5, 3)),
+                                  ((4, 0), (0, 3)), ((2, 0, 3), (2, 3, 4))])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_shared_product_is_the_whole_product(three_cores, a, b, dtype):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal(a).astype(dtype), rng.standard_normal(b).astype(dtype)
+    y = backend.matmul(a, b)
+    assert y.dtype == dtype
+    # each sum of K products is off by at most K roundings of its largest partial sum
+    bound = a.shape[-1] * np.finfo(dtype).eps * (np.abs(a).astype(float) @ np.abs(b).astype(float)) + 1e-300
+    assert (np.abs(y - a.astype(float) @ b.astype(float)) <= bound).all()
+    np.testing.assert_array_equal(y, backend.matmul(a, b))

@@ -23,14 +23,15 @@ from .cores import share
 
 Array = Any     # numpy.ndarray or cupy.ndarray: one text of mathematics serves both, which a type checker cannot say
 
-WORTH = 1 << 20     # multiplications that take a core longer than waking it
+WORTH = 1 << 20     # multiplications that take a core longer than waking it,
+READ = 12           # and to how many of them reading one number of a matrix compares
 
 
 # ---- Devices -----------------------------------------------------------------------------------------------------
 
 def device_of(array: Array) -> str:
     """The device an array lives on: "cpu" or "cuda"."""
-    return "cuda" if type(array).__module__.partition(".")[0] == "cupy" else "cpu"
+    return "cpu" if isinstance(array, np.ndarray) or type(array).__module__.partition(".")[0] != "cupy" else "cuda"
 
 
 def array_module(array: Array) -> ModuleType:
@@ -43,7 +44,9 @@ def as_array(data: Any) -> Array:
 
     Raises TypeError for what is not numeric.
     """
-    if hasattr(data, "dtype") and hasattr(data, "shape"):
+    if type(data) is np.ndarray:
+        array = data
+    elif hasattr(data, "dtype") and hasattr(data, "shape"):
         array = data if hasattr(data, "ndim") and not isinstance(data, np.generic) else np.asarray(data)
     else:
         array = np.asarray(data)
@@ -67,11 +70,11 @@ def matmul(a: Array, b: Array) -> Array:
     y = np.empty((*a.shape[:-1], N), a.dtype)
     if a.ndim > 2:
         share(lambda start, stop: np.matmul(a[start:stop], b[start:stop], out=y[start:stop]),
-              len(a), WORTH // (a[0].size * N + 1))
+              len(a), WORTH // (K * (M * N + READ * (M + N)) + 1))
     elif M >= N:
-        share(lambda start, stop: np.matmul(a[start:stop], b, out=y[start:stop]), M, WORTH // (K * N + 1))
+        share(lambda start, stop: np.matmul(a[start:stop], b, out=y[start:stop]), M, WORTH // (K * (N + READ) + 1))
     else:
-        share(lambda start, stop: np.matmul(a, b[:, start:stop], out=y[:, start:stop]), N, WORTH // (K * M + 1))
+        share(lambda start, stop: np.matmul(a, b[:, start:stop], out=y[:, start:stop]), N, WORTH // (K * (M + READ) + 1))
     return y
 
 
@@ -153,10 +156,10 @@ def choose(forward: Callable, backward: Callable, arrays: list[Array], settings:
     """The device's twin if it takes these inputs, else the reference; float64 always takes the reference."""
     reference = Twin(forward, backward)
     given = [a for a in arrays if hasattr(a, "dtype")]
-    if not mode.kernels or any(a.dtype == np.float64 for a in given):
+    if not mode.kernels or any(a.dtype.char == "d" for a in given):
         return reference
-    name = forward.__name__.removesuffix("_forward")
-    fast = twin(device_of(given[0]), forward.__module__.rpartition(".")[2], name)
+    stem, name = _place_of(forward)
+    fast = twin(device_of(given[0]), stem, name)
     if fast is None or fast.unsupported is None:
         return reference
     reason = fast.unsupported(*arrays, **settings)
@@ -166,6 +169,12 @@ def choose(forward: Callable, backward: Callable, arrays: list[Array], settings:
         _told.add((name, reason))
         warnings.warn(f"{name}: {reason}; the slower reference runs instead", KernelFallback, stacklevel=4)
     return reference
+
+
+@cache
+def _place_of(forward: Callable) -> tuple[str, str]:
+    """(file, operation): ("elementwise", "gelu") of gelu_forward."""
+    return forward.__module__.rpartition(".")[2], forward.__name__.removesuffix("_forward")
 
 
 # ---- Random numbers: Philox4x32-10, so that NumPy, numba and CUDA give the same bits -------------------------------

@@ -28,8 +28,11 @@ def share(work: Work, count: int, least: int = 1) -> None:
     if getattr(_here, "inside", False):
         work(0, count)
         return
-    with _blas() as cores:
-        parts = max(1, min(cores, count // max(least, 1)))
+    with sharing() as cores:
+        parts = min(cores, count // max(least, 1))
+        if parts < 2:
+            work(0, count)
+            return
         edges = [count * i // parts for i in range(parts + 1)]
         done: SimpleQueue = SimpleQueue()
         _here.inside = True
@@ -46,7 +49,7 @@ def share(work: Work, count: int, least: int = 1) -> None:
 
 def cores() -> int:
     """How many threads share the work."""
-    with _blas() as count:
+    with sharing() as count:
         return count
 
 
@@ -104,7 +107,9 @@ class _Blas:
 
 
 @cache
-def _blas() -> _Blas:
+def sharing() -> _Blas:
+    """A `with` block in which BLAS computes in the calling thread alone: `share` opens one, and a loop that shares much opens
+    one around it, which is cheaper. Gives the number of cores."""
     return _Blas()
 
 
@@ -113,7 +118,7 @@ def _forget_the_team() -> None:
     global _here
     _here = threading.local()
     _queues.clear()
-    _blas.cache_clear()
+    sharing.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

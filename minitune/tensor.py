@@ -230,15 +230,18 @@ def _alike(forward: Callable, inputs: tuple[Any, ...]) -> list[Any]:
     A Tensor of integers beside floats takes their dtype; plain arrays of integers, as ids and targets are, stay.
     """
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
-    floats = {a.dtype for a in arrays if hasattr(a, "dtype") and a.dtype.kind == "f"}
+    given = [a for a in arrays if hasattr(a, "dtype")]
+    floats = {a.dtype for a in given if a.dtype.kind == "f"}
     if len(floats) > 1:
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must share one float dtype, got "
                         f"{' and '.join(sorted(map(str, floats)))}. Convert one with array.astype(...)")
-    devices = {device_of(a) for a in arrays if hasattr(a, "dtype")}
+    devices = {device_of(a) for a in given}
     if len(devices) > 1:
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must be on one device, got "
                         f"{' and '.join(sorted(devices))}")
-    return [a.astype(*floats) if floats and isinstance(t, Tensor) and a.dtype.kind in "iu" else a
+    if not floats or len(given) < 2:
+        return arrays
+    return [a.astype(*floats) if isinstance(t, Tensor) and a.dtype.kind in "iu" else a
             for t, a in zip(inputs, arrays, strict=True)]
 
 

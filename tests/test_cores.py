@@ -11,14 +11,13 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from minitune import backend
-from minitune.cores import cores, share
+from minitune.cores import cores, share, sharing
 
 
 @pytest.fixture
 def three_cores(monkeypatch):
     """As if BLAS were allowed three threads, on any machine."""
-    from minitune.cores import _blas
-    monkeypatch.setattr(_blas(), "libraries", [Library(3)])
+    monkeypatch.setattr(sharing(), "libraries", [Library(3)])
 
 
 class Library:
@@ -84,8 +83,7 @@ def test_several_callers_at_once_each_get_their_own_work(three_cores):
 
 
 def test_blas_computes_in_one_thread_inside_and_is_left_as_it_was(three_cores):
-    from minitune.cores import _blas
-    (library,) = _blas().libraries
+    (library,) = sharing().libraries
     inside = []
     with pytest.raises(ZeroDivisionError):
         share(lambda start, stop: inside.append(library.threads) or 1 / 0, 3)

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "minitune"
-CORE = ["backend.py", "tensor.py", "operators.py", "gradcheck.py", "ops", "nn", "formats", "optim", "data", "models", "tune",
+CORE = ["cores.py", "backend.py", "tensor.py", "operators.py", "gradcheck.py", "ops", "nn", "formats", "optim", "data", "models", "tune",
         "train"]
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from .. import __version__, backend
+from ..cores import cores
+
+LIMITS = {"openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
+          "blis": ("BLIS_NUM_THREADS", "OMP_NUM_THREADS")}      # the first that is set counts
+WITH_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")      # of OpenBLAS's kernels
+TWINS = Path(backend.__file__).parent / "twins" / "cpu"
 
 
 def add_command(commands: Any) -> None:
@@ -21,13 +31,11 @@ def add_command(commands: Any) -> None:
 
 def run(options: Any) -> None:
     """Prints what was found, then what to mend."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]       # type: ignore[call-overload,index]
     rows = {"minitune": __version__, "Python": f"{platform.python_version()} on {platform.platform()}",
-            "cores": str(os.cpu_count()), "BLAS": f"{blas['name']} {blas['version']}"}
+            "cores": f"{_cores_there()}, minitune uses {cores()}", "BLAS": _blas()}
     for package in ("numpy", "tokenizers", "safetensors", "numba", "cupy", "matplotlib", "scikit-learn"):
         rows[package] = _version(package)
-    gelu = backend.twin("cpu", "elementwise", "gelu")
-    rows["CPU twins"] = "compiled by numba" if gelu else 'none: the references run. pip install "minitune[fast]"'
+    rows |= _twins()
     folder = os.environ.get("MINITUNE_DATA")
     rows["MINITUNE_DATA"] = folder or "not set (pydocs needs no files)"
     for name, value in rows.items():
@@ -42,9 +50,76 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _cores_there() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _libraries() -> list[dict[str, Any]]:
+    """The BLAS libraries that are loaded: name, version, number of threads and, of some, the kernels they chose."""
+    return ThreadpoolController().select(user_api="blas").info()
+
+
+def _built_with() -> str:
+    """The BLAS that NumPy was built with; it is asked only where no loaded library tells of itself."""
+    return np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]      # type: ignore[call-overload,index]
+
+
+def _blas() -> str:
+    found = [f"{library['internal_api']} {library['version']}"
+             + (f", {library['architecture']} kernels" if library.get("architecture") else "")
+             + f", threads: {library['num_threads']}" for library in _libraries()]
+    return "; ".join(found) or f"{_built_with()}, which chooses kernels and threads itself"
+
+
+def _twins() -> dict[str, str]:
+    """Which operations have a compiled twin, read from its file: to import one might compile it."""
+    try:
+        import numba  # noqa: F401
+    except ImportError as missing:
+        absent = isinstance(missing, ModuleNotFoundError)
+        return {"CPU twins": "none: the references run. " + ('pip install "minitune[fast]"' if absent else str(missing))}
+    names = [name for file in TWINS.glob("*.py")
+             for name in re.findall(r"^def (\w+)_forward\(", file.read_text(encoding="utf-8"), re.MULTILINE)]
+    return {"CPU twins": f"compiled by numba: {', '.join(sorted(names))}", "compiled form": _kept()}
+
+
+def _kept() -> str:
+    """Where numba keeps what it compiled: in a folder beside the source, or in one that the user named."""
+    folder, files = os.environ.get("NUMBA_CACHE_DIR"), f"*.py{sys.version_info.major}{sys.version_info.minor}*.nbi"
+    places = {file.parent for file in (Path(folder).glob(f"cpu_*/{files}") if folder else TWINS.glob(f"__pycache__/{files}"))}
+    return f"kept in {', '.join(sorted(map(str, places)))}" if places else "made when first used, in about half a minute"
+
+
 def warn_of_slow_settings() -> None:
-    """Says so where an inherited setting makes NumPy slow."""
+    """Says so where an inherited setting makes minitune slow."""
+    for note in dict.fromkeys(_slow_settings()):
+        print(f"Note: {note}")
+
+
+def _slow_settings() -> list[str]:
+    """What each does, and the repair."""
+    libraries, there, notes = _libraries(), _cores_there(), []
     kernels = os.environ.get("OPENBLAS_CORETYPE")
     if kernels:
-        print(f"Note: OPENBLAS_CORETYPE={kernels} is set, which keeps NumPy from choosing the fastest matrix products for "
-              "this processor. Unset it unless you need it.")
+        old = [library for library in libraries if library.get("architecture") not in (None, *WITH_AVX512)]
+        lost = ": about half their speed is lost, as these kernels leave its AVX-512 idle" if old and _has_avx512() else ""
+        notes.append(f"OPENBLAS_CORETYPE={kernels} is set, which keeps NumPy from choosing the fastest matrix products for "
+                     f"this processor{lost}. Unset it unless you need it.")
+    for library in libraries:
+        limit = next((name for name in LIMITS.get(library["internal_api"], ()) if os.environ.get(name)), None)
+        if limit and library["num_threads"] < there:
+            notes.append(f"{limit}={os.environ[limit]} is set, so minitune uses {library['num_threads']} of {there} cores. "
+                         "Unset it unless other work needs the rest.")
+    if not libraries and there > 1:
+        notes.append(f"NumPy's BLAS ({_built_with()}) chooses its threads itself, so minitune's own loops run on 1 of {there} "
+                     'cores. A NumPy with OpenBLAS shares them out: conda install numpy "libblas=*=*openblas".')
+    return notes
+
+
+def _has_avx512() -> bool:
+    """Whether Linux says that the processor has AVX-512; elsewhere nobody is asked."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False

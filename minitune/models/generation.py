@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import random
+from ..cores import sharing
 from ..data import Batch, Example, Tokenizer
 from ..data.example_set import encode_examples
 from ..nn.cache import KVCache
@@ -244,7 +245,7 @@ class _Rows:
     def _logits(self, rows: np.ndarray) -> np.ndarray:
         """Float64 (B, V) of the next token of these rows."""
         batch = self._batch(rows)
-        with self.model.evaluating():           # left before the next piece is given out
+        with self.model.evaluating(), sharing():            # left before the next piece is given out
             logits = self.model.head(self.model.features(batch, self.cache)[:, -1]).numpy().astype(np.float64)
         if not np.isfinite(logits).all():
             raise FloatingPointError("generate: the model's logits are not finite. Did its training diverge?")

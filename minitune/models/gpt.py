@@ -9,7 +9,7 @@ from .. import ops
 from ..backend import Array
 from ..data import Batch
 from ..formats import gpt2
-from ..nn import Dropout, Embedding, LayerNorm, Module, TransformerBlock
+from ..nn import Dropout, Embedding, LayerNorm, Module, TransformerBlock, recompute
 from ..nn.cache import KVCache
 from ..tensor import Tensor
 from .generation import Generative
@@ -38,8 +38,12 @@ class GPTConfig:
 class GPT(Module, Pretrained, Generative):
     """Predicts each next token from those before it.
 
+    With `model.recompute = True` (under a head `model.backbone.recompute = True`) training keeps each block's input alone
+    and runs the block again in the backward pass: less memory, about a third more time, the same gradients (`nn.recompute`).
     Source: Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
     """
+
+    recompute: bool = False
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
@@ -66,7 +70,10 @@ class GPT(Module, Pretrained, Generative):
         x = self.token_embedding(batch.ids) + self.position_embedding(batch.positions)  # (B, T, C)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, batch.first, batch.last, cache)
+            if self.recompute and cache is None:
+                x = recompute(block, x, batch.first, batch.last)
+            else:
+                x = block(x, batch.first, batch.last, cache)
         return self.norm(x)
 
     def check(self, dataset: Any) -> None:

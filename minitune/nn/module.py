@@ -85,15 +85,15 @@ class Module:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside this block dropout is off and nothing is recorded; afterwards every part is in its own mode again."""
-        modes = [(module, module.training) for _, module in self.named_modules()]
-        for module, _ in modes:
+        training = [module for _, module in self.named_modules() if module.training]
+        for module in training:
             module.training = False
         try:
             with no_grad():
                 yield
         finally:
-            for module, training in modes:
-                module.training = training
+            for module in training:
+                module.training = True
 
     def set_part(self, name: str, part: Module) -> None:
         """Puts another module in the place of the one called `name`, as in "blocks.0.attention.query"."""

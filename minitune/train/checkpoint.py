@@ -120,7 +120,7 @@ def _plain(model: Module) -> dict[str, str]:
     """What a model computes with beside its weights, by name: heads, scales, dropout, pooling, labels."""
     return {f"{name}.{key}".lstrip("."): repr(value)
             for name, part in model.named_modules() for key, value in vars(part).items()
-            if isinstance(value, (int, float, str, tuple)) and key != "training"}
+            if isinstance(value, (int, float, str, tuple)) and key not in ("training", "recompute")}
 
 
 def _data(dataset: Any) -> str:

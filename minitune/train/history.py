@@ -24,7 +24,11 @@ class Best:
 
 
 class History:
-    """Rows of {column: number}. `history["loss"]` is a column."""
+    """Rows of {column: number}. `history["loss"]` is a column.
+
+    The same training gives the same rows, except for "tokens_per_second" and "peak_mb", the most memory that the process
+    held so far, in MB of 2^20 bytes (on Windows there is no such column).
+    """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..backend import Array, keep_large_blocks, random
+from ..cores import sharing
 from ..data import Batch
 from ..formats.folder import write_tensors
 from ..nn import Module
@@ -25,6 +26,7 @@ from .checkpoint import checkpoints, clear_unfinished, restore, save_checkpoint,
 from .evaluate import BatchSet, evaluate
 from .history import Best, History
 from .interruption import deferred_signals
+from .memory import peak_mb
 
 
 def _score(measured: dict[str, float]) -> tuple[float, float]:
@@ -166,8 +168,9 @@ class Trainer:
         """One step of the optimizer on all these batches together. Returns the mean loss in nats."""
         self.optimizer.zero_grad()              # what an interrupted or failed step left must not be added to this one
         before = dict(random.counters)
-        mean = self._backward(batches)
-        norm = clip_grad_norm(self.optimizer.parameters(), self.clip)
+        with sharing():
+            mean = self._backward(batches)
+            norm = clip_grad_norm(self.optimizer.parameters(), self.clip)
         if not isfinite(mean + norm):           # a finite loss can have an infinite slope
             random.counters.clear()
             random.counters.update(before)      # the same dropout again
@@ -177,7 +180,8 @@ class Trainer:
                                      f"{rate:.3g}. {cause}. The weights before this step are intact"
                                      f"{', the best so far are in the model' if self.best else ''}; try a lower rate")
         self.optimizer.lr = rate
-        self.optimizer.step()
+        with sharing():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return mean
 
@@ -207,6 +211,9 @@ class Trainer:
     def _record(self, rate: float, speed: float) -> None:
         """Adds a row to the history, keeps the weights if they are the best so far, writes both to `out`."""
         row = {"step": self.step, "loss": float(np.mean(self.losses)), "rate": rate, "tokens_per_second": speed}
+        peak = peak_mb()
+        if peak is not None:
+            row["peak_mb"] = peak
         self.losses.clear()
         ruined = not_finite(self.model)
         if ruined:

@@ -78,10 +78,3 @@ def test_help_and_version(capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         assert stop.value.code == 0 and expected in " ".join(capsys.readouterr().out.split())
-
-
-def test_info_shows_the_machine_and_warns_of_inherited_kernels(monkeypatch, capsys):
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    assert cli.main(["info"]) == 0
-    printed = capsys.readouterr().out
-    assert all(word in printed for word in ("numpy", "cores", "BLAS", "CPU twins", "OPENBLAS_CORETYPE=Haswell"))

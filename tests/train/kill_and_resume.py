@@ -40,7 +40,8 @@ def train(out: Path) -> None:
     digest = hashlib.sha256()
     for name, array in model.state_dict().items():
         digest.update(name.encode() + array.tobytes())
-    rows = [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in trainer.history.rows]
+    rows = [{name: value for name, value in row.items() if name not in ("tokens_per_second", "peak_mb")}
+            for row in trainer.history.rows]
     print(json.dumps({"weights": digest.hexdigest(), "history": rows, "best": trainer.best.step,
                       "random": dict(mt.random.counters)}), flush=True)
 

@@ -55,7 +55,8 @@ def make(out, method="full", optimizer=AdamW, callbacks=(), seed=0, dropout=0.1,
 
 
 def outcome(trainer):
-    rows = [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in trainer.history.rows]
+    rows = [{name: value for name, value in row.items() if name not in ("tokens_per_second", "peak_mb")}
+            for row in trainer.history.rows]
     return rows, {name: a.tobytes() for name, a in trainer.model.state_dict().items()}, dict(mt.random.counters), mt.random.seed
 
 
@@ -257,3 +258,15 @@ def test_sigterm_ends_a_script_after_its_checkpoint(tmp_path):
 def test_kill_9_at_random_moments_resumes_bit_equal():
     """The short form of kill_and_resume.py, which does the same 30 times."""
     assert kill_and_resume(kills=2) == []
+
+
+def test_a_training_that_takes_too_much_memory_goes_on_with_recomputation(tmp_path):
+    whole = make(tmp_path / "whole")
+    whole.fit()
+    expected = outcome(whole)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", callbacks=[At(6, interrupt)]).fit()
+    again = make(tmp_path / "cut")
+    again.model.backbone.recompute = True
+    again.fit(resume=True)
+    assert outcome(again) == expected

@@ -179,7 +179,7 @@ def test_the_same_seed_gives_the_same_history_and_weights_bit_for_bit():
         model = classifier(dropout=0.2)
         trainer = Trainer(model, toy_set(), toy_set(8, seed=1), steps=6, lr=1e-2, batch_size=5, evaluate_every=2, **QUIET)
         rows = trainer.fit().rows
-        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows], weights(model)
+        return [{k: v for k, v in row.items() if k not in ("tokens_per_second", "peak_mb")} for row in rows], weights(model)
 
     (rows, one), (again, two) = train(), train()
     assert rows == again and len(rows) == 3
@@ -197,7 +197,7 @@ def test_rows_of_the_history_and_the_table_on_disk(tmp_path):
     losses, rates = zip(*seen)
     np.testing.assert_allclose(history["loss"], [np.mean(losses[:3]), np.mean(losses[3:6]), losses[6]], rtol=1e-12)
     assert history["rate"] == [rates[2], rates[5], rates[6]]
-    assert set(history.rows[0]) == {"step", "loss", "rate", "tokens_per_second", "valid_loss", "valid_error"}
+    assert set(history.rows[0]) == {"step", "loss", "rate", "tokens_per_second", "peak_mb", "valid_loss", "valid_error"}
     assert min(history["tokens_per_second"]) > 0 and history["nothing"] == []
     with open(tmp_path / "history.csv", newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))

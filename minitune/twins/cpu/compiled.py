@@ -43,7 +43,10 @@ inlined = njit(inline="always", **FREEDOM)
 def by_rows(loop: Callable, arrays: tuple[Array, ...], *rest: Any) -> None:
     """Calls loop(*parts, *rest) on every core, each with its own rows of all `arrays`."""
     rows, elements = len(arrays[0]), arrays[0].size
-    share(lambda start, stop: loop(*(a[start:stop] for a in arrays), *rest), rows, 1 + LEAST * rows // max(elements, 1))
+    if elements < 2 * LEAST:
+        loop(*arrays, *rest)
+        return
+    share(lambda start, stop: loop(*(a[start:stop] for a in arrays), *rest), rows, LEAST * rows // elements)
 
 
 def rows_of(x: Array) -> Array:
@@ -53,8 +56,10 @@ def rows_of(x: Array) -> Array:
 
 def not_float32(*arrays: Array | None) -> str | None:
     """The reason why these are not for a CPU twin, if one is not float32."""
-    other = [a.dtype for a in arrays if a is not None and a.dtype != np.float32]
-    return f"the CPU twin takes float32, got {other[0]}" if other else None
+    for a in arrays:
+        if a is not None and a.dtype.char != "f":
+            return f"the CPU twin takes float32, got {a.dtype}"
+    return None
 
 
 @inlined

@@ -24,7 +24,7 @@ from .cores import share
 Array = Any     # numpy.ndarray or cupy.ndarray: one text of mathematics serves both, which a type checker cannot say
 
 WORTH = 1 << 20     # multiplications that take a core longer than waking it,
-READ = 12           # and to how many of them reading one number of a matrix compares
+READ = 4            # and to how many of them reading one number of a matrix compares
 
 
 # ---- Devices -----------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def matmul(a: Array, b: Array) -> Array:
     y = np.empty((*a.shape[:-1], N), a.dtype)
     if a.ndim > 2:
         share(lambda start, stop: np.matmul(a[start:stop], b[start:stop], out=y[start:stop]),
-              len(a), WORTH // (K * (M * N + READ * (M + N)) + 1))
+              len(a), WORTH // (y[0].size * (K + READ) + 1) if len(a) else 1)
     elif M >= N:
         share(lambda start, stop: np.matmul(a[start:stop], b, out=y[start:stop]), M, WORTH // (K * (N + READ) + 1))
     else:
@@ -156,15 +156,15 @@ def choose(forward: Callable, backward: Callable, arrays: list[Array], settings:
     """The device's twin if it takes these inputs, else the reference; float64 always takes the reference."""
     reference = Twin(forward, backward)
     given = [a for a in arrays if hasattr(a, "dtype")]
-    if not mode.kernels or any(a.dtype.char == "d" for a in given):
+    if not mode.kernels or "d" in [a.dtype.char for a in given]:
         return reference
-    stem, name = _place_of(forward)
-    fast = twin(device_of(given[0]), stem, name)
+    fast = twin(device_of(given[0]), *_place_of(forward))
     if fast is None or fast.unsupported is None:
         return reference
     reason = fast.unsupported(*arrays, **settings)
     if reason is None:
         return fast
+    name = _place_of(forward)[1]
     if (name, reason) not in _told:
         _told.add((name, reason))
         warnings.warn(f"{name}: {reason}; the slower reference runs instead", KernelFallback, stacklevel=4)

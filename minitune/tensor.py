@@ -231,6 +231,8 @@ def _alike(forward: Callable, inputs: tuple[Any, ...]) -> list[Any]:
     """
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     given = [a for a in arrays if hasattr(a, "dtype")]
+    if len({(type(a), a.dtype.char) for a in given}) == 1:                  # so it is nearly always
+        return arrays
     floats = {a.dtype for a in given if a.dtype.kind == "f"}
     if len(floats) > 1:
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must share one float dtype, got "
@@ -239,9 +241,7 @@ def _alike(forward: Callable, inputs: tuple[Any, ...]) -> list[Any]:
     if len(devices) > 1:
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must be on one device, got "
                         f"{' and '.join(sorted(devices))}")
-    if not floats or len(given) < 2:
-        return arrays
-    return [a.astype(*floats) if isinstance(t, Tensor) and a.dtype.kind in "iu" else a
+    return [a.astype(*floats) if floats and isinstance(t, Tensor) and a.dtype.kind in "iu" else a
             for t, a in zip(inputs, arrays, strict=True)]
 
 

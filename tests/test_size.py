@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "minitune"
-CORE = ["cores.py", "backend.py", "tensor.py", "operators.py", "gradcheck.py", "ops", "nn", "formats", "optim", "data", "models", "tune",
-        "train"]
+CORE = ["cores.py", "backend.py", "tensor.py", "operators.py", "gradcheck.py", "ops", "nn", "formats", "optim", "data",
+        "models", "tune", "train"]
 
 
 def _files(names):

@@ -54,9 +54,7 @@ class Sampling:
 
     def probabilities(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """The distribution to draw from: float64 (B, V) for logits (B, V) and `seen` (B, V), the tokens that occurred."""
-        scores = logits.astype(np.float64)
-        weaker = np.where(scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty)
-        scores = np.where(seen, weaker, scores)
+        scores = self._scores(logits, seen)
         if self.temperature == 0:
             return (np.arange(scores.shape[1]) == scores.argmax(-1)[:, None]).astype(float)
         scores /= self.temperature
@@ -76,7 +74,16 @@ class Sampling:
 
     def choose(self, logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """The next tokens (B,): for each number in [0, 1) of `uniform` (B,), where the summed probabilities pass it."""
+        if self.temperature == 0:
+            return self._scores(logits, seen).argmax(-1)
         return (self.probabilities(logits, seen).cumsum(-1) > uniform[:, None]).argmax(-1)
+
+    def _scores(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """A float64 copy of the logits, those of tokens that occurred before made smaller."""
+        scores, penalty = logits.astype(np.float64), self.repetition_penalty
+        if penalty == 1:
+            return scores
+        return np.where(seen, np.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 class Generative:
@@ -218,6 +225,7 @@ class _Rows:
         self.seen = np.zeros((len(self.windows), model.config.vocab_size), bool)    # (B, V) which tokens a row holds
         for seen, window in zip(self.seen, self.windows):
             seen[window] = True
+        self.parts = [part for _, part in model.named_modules()]
         self.cache: KVCache | None = None
         self.width = 0                          # how many columns the cache has filled
 
@@ -245,7 +253,7 @@ class _Rows:
     def _logits(self, rows: np.ndarray) -> np.ndarray:
         """Float64 (B, V) of the next token of these rows."""
         batch = self._batch(rows)
-        with self.model.evaluating(), sharing():            # left before the next piece is given out
+        with self.model.evaluating(self.parts), sharing():  # left before the next piece is given out
             logits = self.model.head(self.model.features(batch, self.cache)[:, -1]).numpy().astype(np.float64)
         if not np.isfinite(logits).all():
             raise FloatingPointError("generate: the model's logits are not finite. Did its training diverge?")

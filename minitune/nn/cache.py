@@ -24,18 +24,26 @@ class KVCache:
         """
         if k.requires_grad or v.requires_grad:
             raise RuntimeError("KVCache: it is written in place, which a backward pass cannot follow. Use it inside no_grad()")
-        B, T, H, D = k.shape
+        start, keys, values = self.room(layer, k.shape, k.data)
+        end = start + k.shape[1]
+        keys[:, start:end], values[:, start:end] = k.data, v.data
+        return Tensor(keys[:, :end]), Tensor(values[:, :end])
+
+    def room(self, layer: Module, shape: tuple[int, ...], like: Array) -> tuple[int, Array, Array]:
+        """(place of the next T tokens, keys, values), for `shape` (B, T, H, D) in arrays like `like`; they count as written.
+
+        Raises ValueError where the rows are full.
+        """
+        B, T, H, D = shape
         if layer not in self._layers:
-            xp = array_module(k.data)
-            self._layers[layer] = (0, *(xp.empty((B, self.length, H, D), k.dtype) for _ in range(2)))
+            xp = array_module(like)
+            self._layers[layer] = (0, *(xp.empty((B, self.length, H, D), like.dtype) for _ in range(2)))
         start, keys, values = self._layers[layer]
-        end = start + T
-        if end > self.length:
+        if start + T > self.length:
             raise ValueError(f"KVCache: its rows hold {self.length} tokens, got {start} and {T} more. Make a new one from "
                              "the last tokens")
-        keys[:, start:end], values[:, start:end] = k.data, v.data
-        self._layers[layer] = end, keys, values
-        return Tensor(keys[:, :end]), Tensor(values[:, :end])
+        self._layers[layer] = start + T, keys, values
+        return start, keys, values
 
     def keep(self, rows: Array) -> None:
         """Drops every row but these (numbers, or booleans)."""

@@ -83,9 +83,12 @@ class Module:
         return self.train(False)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Inside this block dropout is off and nothing is recorded; afterwards every part is in its own mode again."""
-        training = [module for _, module in self.named_modules() if module.training]
+    def evaluating(self, parts: list[Module] | None = None) -> Iterator[None]:
+        """Inside this block dropout is off and nothing is recorded; afterwards every part is in its own mode again.
+
+        `parts` are all modules in here, from whoever calls this often and has listed them once.
+        """
+        training = [module for module in parts or [module for _, module in self.named_modules()] if module.training]
         for module in training:
             module.training = False
         try:

@@ -6,9 +6,10 @@ Letters: B batch, T time, C channels, H heads, D = C / H.
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 from .. import ops
-from ..backend import Array
+from ..backend import Array, compiled, device_of, mode
 from ..tensor import Tensor
 from .cache import KVCache
 from .layers import Dropout, LayerNorm, Linear
@@ -68,8 +69,26 @@ class TransformerBlock(Module):
 
     def forward(self, x: Tensor, first: Array, last: Array, cache: KVCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
+        if cache is not None and x.shape[:2] == (1, 1):
+            y = self._next_token(x, first, last, cache)
+            if y is not None:
+                return y
         if self.dropout.p and self.training:            # a dropped branch is not yet added to the residual path
             x = x + self.dropout(self.attention(self.attention_norm(x), first, last, cache=cache))
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
         x = self.attention(self.attention_norm(x), first, last, x, cache)
         return self.mlp(self.mlp_norm(x), residual=x)
+
+    def _next_token(self, x: Tensor, first: Array, last: Array, cache: KVCache) -> Tensor | None:
+        """One token of one row by the compiled twin; None where there is none for layers or settings like these."""
+        part, norms = self.attention, [self.attention_norm, self.mlp_norm]
+        layers: list[Any] = [*norms, part.query, part.key, part.value, part.output, self.mlp.up, self.mlp.down]
+        plain = [type(layer) for layer in layers] == 2 * [LayerNorm] + 6 * [Linear]
+        if not plain or not mode.kernels or mode.recording or mode.checking or self.dropout.p and self.training:
+            return None
+        twin = compiled(device_of(x.data), "transformer")
+        weights = [(layer.weight.data, layer.bias.data) for layer in layers if layer.bias is not None]
+        if twin is None or len(weights) < len(layers) or twin.next_token_unsupported(x.data, weights, first, last):
+            return None
+        at, keys, values = cache.room(part, (1, 1, part.heads, x.shape[2] // part.heads), x.data)
+        return Tensor(twin.next_token(x.data, weights, [norm.eps for norm in norms], keys, values, at, first, last))

@@ -170,6 +170,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
 
 
 def _sum_of_squares(grad: Array) -> float:
+    grad = array_module(grad).ascontiguousarray(grad)
     twin = _twin(grad)
     return twin.sum_of_squares(grad) if twin else float(array_module(grad).vdot(grad, grad))
 

@@ -28,7 +28,7 @@ def _hide(row, start, stop):
 
 
 @compiled
-def _weights(scores, first, last, low, scale, log_total):
+def _weights(scores, first, last, low, scale, tops, shares):
     """Softmax over first - low .. last - low of every row, in place; 0 elsewhere, and in a row that sees nothing."""
     heads, T, S = scores.shape
     for h in range(heads):
@@ -46,22 +46,22 @@ def _weights(scores, first, last, low, scale, log_total):
             share_of_one = np.float32(1) / total
             for j in range(S):
                 row[j] *= share_of_one
-            log_total[h, t] = scale * top + np.log(total)
+            tops[h, t], shares[h, t] = top, share_of_one
 
 
 @compiled
-def _weights_and_slopes(scores, slopes, first, last, low, scale, log_total, mean):
+def _weights_and_slopes(scores, slopes, first, last, low, scale, tops, shares, mean):
     """Scores become weights p again, and d loss / d p becomes d loss / d score = p (d loss / d p - its mean under p) scale."""
     heads, T, S = scores.shape
     for h in range(heads):
         for t in range(T):
-            row, slope, total, middle = scores[h, t], slopes[h, t], log_total[h, t], mean[t, h]
+            row, slope, top, share_of_one, middle = scores[h, t], slopes[h, t], tops[h, t], shares[h, t], mean[t, h]
             if first[t] > last[t]:
                 row[:], slope[:] = 0, 0
                 continue
             _hide(row, first[t] - low, last[t] - low + 1)
             for j in range(S):
-                p = exponential(scale * row[j] - total)
+                p = exponential(scale * (row[j] - top)) * share_of_one
                 row[j] = p
                 slope[j] = p * (slope[j] - middle) * scale
 
@@ -93,23 +93,23 @@ def attention_forward(q, k, v, first, last, *, needs):
     B, T, H, D = q.shape
     first, last = (np.ascontiguousarray(a, np.int64) for a in (first, last))
     scale = np.float32(1 / sqrt(D))
-    y, log_total = np.zeros(q.shape, np.float32), np.empty((B, H, T), np.float32)
+    y, kept = np.zeros(q.shape, np.float32), np.empty((2, B, H, T), np.float32)
     blocks, units = _blocks(first, last, k.shape[1]) if T else [[]] * B, _units(q, k.shape[1])
 
     def part(start, stop):
         for b, heads in units[start:stop]:
             for at, low, high in blocks[b]:
                 p = np.matmul(q[b, at, heads].swapaxes(0, 1), k[b, low:high, heads].transpose(1, 2, 0))     # (h, t, s)
-                total = np.empty(p.shape[:2], np.float32)
-                _weights(p, first[b, at], last[b, at], low, scale, total)
-                log_total[b, heads, at] = total
+                tops, shares = np.empty((2, *p.shape[:2]), np.float32)
+                _weights(p, first[b, at], last[b, at], low, scale, tops, shares)
+                kept[:, b, heads, at] = tops, shares
                 np.matmul(p, v[b, low:high, heads].swapaxes(0, 1), out=y[b, at, heads].swapaxes(0, 1))
 
     share(part, len(units))
-    return y, (q, k, v, y if needs.q or needs.k else None, first, last, log_total)
+    return y, (q, k, v, y if needs.q or needs.k else None, first, last, kept)
 
 
-def attention_backward(grad, q, k, v, y, first, last, log_total, *, needs):
+def attention_backward(grad, q, k, v, y, first, last, kept, *, needs):
     B, T, H, D = q.shape
     scale = np.float32(1 / sqrt(D))
     slopes = needs.q or needs.k
@@ -126,7 +126,7 @@ def attention_backward(grad, q, k, v, y, first, last, log_total, *, needs):
                 p = np.matmul(rows, k[b, keys, heads].transpose(1, 2, 0))                       # (h, t, s), scores so far
                 slope = np.matmul(along, v[b, keys, heads].transpose(1, 2, 0)) if slopes else np.zeros_like(p)
                 _weights_and_slopes(p, slope, first[b, at], last[b, at], low, scale,
-                                    np.ascontiguousarray(log_total[b, heads, at]), np.ascontiguousarray(mean[b, at, heads]))
+                                    *np.ascontiguousarray(kept[:, b, heads, at]), np.ascontiguousarray(mean[b, at, heads]))
                 if needs.v:
                     grad_v[b, keys, heads] += np.matmul(p.swapaxes(1, 2), along).swapaxes(0, 1)
                 if needs.q:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core import event
 
 from ...backend import Array
 from ...cores import share
@@ -17,7 +17,6 @@ from ...cores import share
 # and every freedom that keeps NaN and infinity as they are: a loss that went wrong must show it
 FREEDOM: dict[str, Any] = {"fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "error_model": "numpy"}
 LEAST = 1 << 14         # elements that take a core longer than waking it
-_told: list[str] = []
 
 
 def compiled(function: Callable) -> Callable:
@@ -27,16 +26,26 @@ def compiled(function: Callable) -> Callable:
     compiled into it: after a change here delete the kept files (__pycache__/*.nb*).
     """
     try:
-        machine = njit(nogil=True, cache=True, **FREEDOM)(function)
+        return njit(nogil=True, cache=True, **FREEDOM)(function)
     except RuntimeError:                        # no folder that can be written to: compiled in every process anew
         return njit(nogil=True, **FREEDOM)(function)
-    kept = Path(machine.stats.cache_path).glob(f"{Path(function.__code__.co_filename).stem}.{function.__name__}-*.nbi")
-    if not _told and not any(kept):
-        _told.append(function.__name__)
-        print("minitune: compiles its loops for this processor, which takes about half a minute, once", file=sys.stderr)
-    return machine
 
 
+class _Tell(event.Listener):
+    """Says once a process that it compiles. What is kept is loaded without a word."""
+
+    told = False
+
+    def on_start(self, compiling: event.Event) -> None:
+        if not self.told and compiling.data["dispatcher"].py_func.__module__.startswith(f"{__package__}."):
+            self.told = True
+            print("minitune: compiles its loops for this processor, which takes about half a minute, once", file=sys.stderr)
+
+    def on_end(self, compiling: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _Tell())
 inlined = njit(inline="always", **FREEDOM)
 
 
@@ -57,7 +66,7 @@ def rows_of(x: Array) -> Array:
 def not_float32(*arrays: Array | None) -> str | None:
     """The reason why these are not for a CPU twin, if one is not float32."""
     for a in arrays:
-        if a is not None and a.dtype.char != "f":
+        if a is not None and (a.dtype.char != "f" or not a.dtype.isnative):
             return f"the CPU twin takes float32, got {a.dtype}"
     return None
 

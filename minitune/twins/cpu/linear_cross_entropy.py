@@ -24,7 +24,7 @@ def _loss_and_slope(z, labels, loss):
         for j in range(V):
             row[j] = exponential(row[j] - top)
             total += row[j]
-        loss[i] = np.log(total) + top - at_label
+        loss[i] = np.log(total) - (at_label - top)
         share_of_one = np.float32(1) / total
         for j in range(V):
             row[j] *= share_of_one

@@ -11,8 +11,7 @@ BLOCK = 1 << 18         # elements whose squares are added up together: the same
 
 
 @compiled
-def _update(p, grad, m, v, beta1, beta2, decay, eps, step):
-    rest1, rest2 = np.float32(1) - beta1, np.float32(1) - beta2
+def _update(p, grad, m, v, beta1, rest1, beta2, rest2, decay, eps, step):
     for i in range(p.size):
         g = grad[i]
         m[i] = beta1 * m[i] + rest1 * g
@@ -23,7 +22,7 @@ def _update(p, grad, m, v, beta1, beta2, decay, eps, step):
 def adamw(p, grad, m, v, beta1, beta2, decay, eps, step):
     """p = p * decay - step * m / (sqrt(v) + eps), after m and v have taken in the gradient; all of them in place."""
     by_rows(_update, tuple(a.reshape(-1) for a in (p, grad, m, v)),
-            *(np.float32(number) for number in (beta1, beta2, decay, eps, step)))
+            *(np.float32(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, decay, eps, step)))
 
 
 def sum_of_squares(grad):

@@ -1,0 +1,91 @@
+"""A transformer block for the next token of one row, as generation asks for it: one call of machine code, not fifteen."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+
+from . import attention, elementwise, layer_norm
+from .compiled import compiled
+
+ZERO = np.float32(0)
+
+
+@compiled
+def _linear(x, weight, bias, y):
+    """y = weight x + bias, four outputs at a time: one sum alone would wait for each of its additions."""
+    outputs, inputs = weight.shape
+    for o in range(0, outputs - 3, 4):
+        sum0, sum1, sum2, sum3 = ZERO, ZERO, ZERO, ZERO
+        for i in range(inputs):
+            sum0 += weight[o, i] * x[i]
+            sum1 += weight[o + 1, i] * x[i]
+            sum2 += weight[o + 2, i] * x[i]
+            sum3 += weight[o + 3, i] * x[i]
+        y[o], y[o + 1], y[o + 2], y[o + 3] = sum0, sum1, sum2, sum3
+    for o in range(outputs // 4 * 4, outputs):
+        y[o] = ZERO
+        for i in range(inputs):
+            y[o] += weight[o, i] * x[i]
+    for o in range(outputs):
+        y[o] += bias[o]
+
+
+@compiled
+def _attend(q, keys, values, first, last, scale, mixed):
+    """q (H, D), keys and values (S, H, D): mixed (H, D) = the values first .. last, weighted by their keys."""
+    H, D = q.shape
+    scores, unused = np.empty((H, 1, last[0] - first[0] + 1), np.float32), np.empty((H, 1), np.float32)
+    for h in range(H):
+        for s in range(first[0], last[0] + 1):
+            score = ZERO
+            for d in range(D):
+                score += q[h, d] * keys[s, h, d]
+            scores[h, 0, s - first[0]] = score
+    attention._weights(scores, first, last, first[0], scale, unused, unused)
+    mixed[:] = 0
+    for s in range(first[0], last[0] + 1):
+        for h in range(H):
+            for d in range(D):
+                mixed[h, d] += scores[h, 0, s - first[0]] * values[s, h, d]
+
+
+@compiled
+def _block(x, norms, linears, epsilons, keys, values, at, first, last, scale):
+    """x (1, C) -> (1, C). Writes the token's key and value into keys[at] and values[at], then attends."""
+    C = x.shape[1]
+    H, D = keys.shape[1:]
+    (weight1, bias1), (weight2, bias2) = norms
+    query, key, value, output, up, down = linears
+    normalized, statistic = np.empty((1, C), np.float32), np.empty(1, np.float32)
+    layer_norm._forward(x, normalized, statistic, statistic, weight1, bias1, epsilons[0])
+    q, mixed, y = np.empty((H, D), np.float32), np.empty((H, D), np.float32), np.empty((1, C), np.float32)
+    _linear(normalized[0], query[0], query[1], q.reshape(C))
+    _linear(normalized[0], key[0], key[1], keys[at].reshape(C))
+    _linear(normalized[0], value[0], value[1], values[at].reshape(C))
+    _attend(q, keys, values, first, last, scale, mixed)
+    _linear(mixed.reshape(C), output[0], output[1], y[0])
+    for c in range(C):
+        y[0, c] += x[0, c]
+    layer_norm._forward(y, normalized, statistic, statistic, weight2, bias2, epsilons[1])
+    inner, result = np.empty(up[1].size, np.float32), np.empty((1, C), np.float32)
+    _linear(normalized[0], up[0], up[1], inner)
+    elementwise._forward(inner, inner)
+    _linear(inner, down[0], down[1], result[0])
+    for c in range(C):
+        result[0, c] += y[0, c]
+    return result
+
+
+def next_token_unsupported(x, weights, first, last):
+    if any(a.dtype.char != "f" or not a.flags.c_contiguous for a in (x, *(a for pair in weights for a in pair))):
+        return "the CPU twin takes contiguous float32"
+    return None if 0 <= first[0, 0] <= last[0, 0] else "the token sees nothing"
+
+
+def next_token(x, weights, epsilons, keys, values, at, first, last):
+    """x (1, 1, C) -> (1, 1, C). keys and values (1, S, H, D); weights and biases of two norms and six linear layers."""
+    scale = np.float32(1 / sqrt(keys.shape[3]))
+    return _block(x[0], tuple(weights[:2]), tuple(weights[2:]), np.array(epsilons, np.float32), keys[0], values[0], at,
+                  first[0].astype(np.int64), last[0].astype(np.int64), scale)[None]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -118,16 +118,21 @@ def in_turn(script: str, arms: list[Row], rounds: int) -> list[list[Row]]:
 
 # ---- Measuring, in the child ---------------------------------------------------------------------------------------
 
-def measure_step(make: Callable[[Size], Callable[[], Any]], size: Size, steps: int, seconds: float = 10) -> Row:
-    """Times and peak memory of the step that `make` builds for a size.
+def measure_step(make: Callable[[Size], Callable[[], Any]], size: Size, steps: int, seconds: float = 10,
+                 modules: Iterable[str] = ()) -> Row:
+    """Times and peak memory of the step that `make` builds for a size, once its modules are imported.
 
     A step of the tiny size comes first: what libraries load or compile at their first call is theirs, not the step's.
     """
+    for module in modules:
+        import_module(module)
+    imported = peak_mb()
     make(SIZES["tiny"])()
     libraries = peak_mb()
     step = make(size)
     times = time_steps(step, steps, seconds)
     return {"times_ms": [1000 * t for t in times], "peak_mb": peak_mb() - libraries, "libraries_mb": libraries,
+            "above_import_mb": peak_mb() - imported,
             "threads": threads_of(), "blas": blas_kernels()}
 
 
@@ -193,7 +198,7 @@ def summary(results: list[Row]) -> Row:
     times = [t for result in results for t in result["times_ms"]]
     middle, low, high = spread(times)
     return {"median_ms": middle, "low_ms": low, "high_ms": high, "steps": len(times),
-            **{key: median(result[key] for result in results) for key in ("peak_mb", "libraries_mb")},
+            **{key: median(result[key] for result in results) for key in ("peak_mb", "libraries_mb", "above_import_mb")},
             **{key: results[-1][key] for key in ("threads", "blas")}}
 
 

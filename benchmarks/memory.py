@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from measure import SIZES, Row, Size, in_turn, measure_step, options_of, parser_of, report, start, summary, table
-from train_step import NAMES, reason_to_skip, step_of
+from train_step import NAMES, modules_of, reason_to_skip, step_of
 
 STEPS, TOKENS, LENGTHS = 3, 2048, (128, 512, 1024, 2048)
 
@@ -44,7 +44,7 @@ def compare(rows: list[Row], bases: dict[str, Row]) -> None:
 
 def measure_arm(name: str, mode: str, size: Row) -> Row:
     """In a process of its own."""
-    return measure_step(partial(step_of, name, mode), Size(**size), STEPS)
+    return measure_step(partial(step_of, name, mode), Size(**size), STEPS, modules=modules_of(name))
 
 
 def tables(peers: list[Row], longer: list[Row]) -> list[str]:
@@ -53,7 +53,7 @@ def tables(peers: list[Row], longer: list[Row]) -> list[str]:
     first = longer[0]["size"]
     return [f"{Size(**peers[0]['size'])}:", "",
             *table(peers, {"mode": "trains", "label": "", "peak_mb": "peak MB", "ratio": "to PyTorch",
-                           "libraries_mb": "libraries, MB"}), "",
+                           "above_import_mb": "above imports, MB", "libraries_mb": "libraries, MB"}), "",
             f"minitune, all of it trained, {first['T'] * first['B']:,} tokens a step:", "",
             *table([row | row["size"] for row in longer],
                    {"T": "T", "B": "B", "peak_mb": "peak MB", "ratio": f"to T = {first['T']}", "median_ms": "ms a step"})]

@@ -12,8 +12,8 @@ import minitune as mt
 from minitune import models, tune
 from minitune.backend import keep_large_blocks
 from minitune.data import Batch, LanguageModelSet
-from minitune.ops.linear_cross_entropy import ROWS
 from minitune.train import Trainer
+from minitune.twins.cpu.linear_cross_entropy import FEWEST, LOGITS
 
 Product = tuple[int, str, int, int, int]    # a stack of how many, kind, M, N, K: (M, N) results of K multiplications
 
@@ -76,8 +76,9 @@ def products(size: Size, mode: str) -> Counter[Product]:
         if trains:                              # grad_p, grad_q; grad_v, grad_k
             found.update([(stack, "NT", T, T, D), (stack, "NN", T, D, T)])
             found[stack, "TN", T, D, T] += 2
-    for start in range(0, N, ROWS):             # the head, in chunks of rows
-        rows = min(ROWS, N - start)
+    chunk = max(FEWEST, LOGITS // size.V)
+    for start in range(0, N, chunk):            # the head, in chunks of rows
+        rows = min(chunk, N - start)
         found.update([(1, "NT", rows, size.V, C), (1, "NN", rows, C, size.V)])
         found[1, "TN", size.V, C, rows] += mode == "full"
     return +found

@@ -67,7 +67,13 @@ def reason_to_skip(name: str, all_arms: bool) -> str | None:
 
 def measure_arm(name: str, size: str, mode: str, repeats: int) -> Row:
     """In a process of its own."""
-    return measure_step(partial(step_of, name, mode), SIZES[size], repeats)
+    return measure_step(partial(step_of, name, mode), SIZES[size], repeats, modules=modules_of(name))
+
+
+def modules_of(name: str) -> list[str]:
+    """What an arm imports."""
+    own = {"jax": "jax_peer", "minitune": "own", "references": "own", "floor": "own"}
+    return [*NAMES[name][2], own.get(name, "peers")]
 
 
 def step_of(name: str, mode: str, size: Size) -> Callable[[], Any]:

@@ -121,7 +121,7 @@ def test_the_spread_leaves_a_tenth_out_on_either_side():
 
 
 def test_rounds_are_pooled_and_an_error_stays_one():
-    facts = {"libraries_mb": 1.0, "threads": 1, "blas": []}
+    facts = {"libraries_mb": 1.0, "above_import_mb": 2.0, "threads": 1, "blas": []}
     row = measure.summary([{"times_ms": [1, 2, 3], "peak_mb": 5, **facts}, {"times_ms": [4, 5], "peak_mb": 9, **facts}])
     assert (row["median_ms"], row["steps"], row["peak_mb"]) == (3, 5, 7)
     assert measure.summary([{"times_ms": [1], "peak_mb": 5, **facts}, {"error": "killed"}]) == {"error": "killed"}

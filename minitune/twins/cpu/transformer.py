@@ -34,21 +34,34 @@ def _linear(x, weight, bias, y):
 
 @compiled
 def _attend(q, keys, values, first, last, scale, mixed):
-    """q (H, D), keys and values (S, H, D): mixed (H, D) = the values first .. last, weighted by their keys."""
+    """q (H, D), keys and values (S, H, D): mixed (H, D) = the values first .. last, weighted by their keys.
+
+    Four at a time as above; past the last, the last stands again and has weight 0.
+    """
     H, D = q.shape
-    scores, unused = np.empty((H, 1, last[0] - first[0] + 1), np.float32), np.empty((H, 1), np.float32)
-    for h in range(H):
-        for s in range(first[0], last[0] + 1):
-            score = ZERO
-            for d in range(D):
-                score += q[h, d] * keys[s, h, d]
-            scores[h, 0, s - first[0]] = score
-    attention._weights(scores, first, last, first[0], scale, unused, unused)
-    mixed[:] = 0
-    for s in range(first[0], last[0] + 1):
+    low, top = first[0], last[0]
+    groups = (top - low) // 4 + 1
+    scores, unused = np.empty((H, 1, 4 * groups), np.float32), np.empty((H, 1), np.float32)
+    for group in range(groups):                                             # in the order in which they lie in memory
+        j = 4 * group
+        s0, s1, s2, s3 = low + j, min(low + j + 1, top), min(low + j + 2, top), min(low + j + 3, top)
         for h in range(H):
+            sum0, sum1, sum2, sum3 = ZERO, ZERO, ZERO, ZERO
             for d in range(D):
-                mixed[h, d] += scores[h, 0, s - first[0]] * values[s, h, d]
+                sum0 += q[h, d] * keys[s0, h, d]
+                sum1 += q[h, d] * keys[s1, h, d]
+                sum2 += q[h, d] * keys[s2, h, d]
+                sum3 += q[h, d] * keys[s3, h, d]
+            scores[h, 0, j], scores[h, 0, j + 1], scores[h, 0, j + 2], scores[h, 0, j + 3] = sum0, sum1, sum2, sum3
+    attention._weights(scores, first, last, low, scale, unused, unused)
+    mixed[:] = 0
+    for group in range(groups):
+        j = 4 * group
+        s0, s1, s2, s3 = low + j, min(low + j + 1, top), min(low + j + 2, top), min(low + j + 3, top)
+        for h in range(H):
+            p0, p1, p2, p3 = scores[h, 0, j], scores[h, 0, j + 1], scores[h, 0, j + 2], scores[h, 0, j + 3]
+            for d in range(D):
+                mixed[h, d] += (p0 * values[s0, h, d] + p1 * values[s1, h, d]) + (p2 * values[s2, h, d] + p3 * values[s3, h, d])
 
 
 @compiled

@@ -19,7 +19,8 @@ from typing import Any
 from measure import SIZES, Row, Size, in_turn, options_of, parser_of, report, run_child, spread, start, table, threads_of
 
 LABELS = {"cache": "minitune", "no_cache": "minitune, cache=False", "hugging_face": "Hugging Face"}
-COLUMNS = {"batch": "rows", "new": "new tokens", "label": "", "tokens_per_second": "tokens a second", "range": "80 % between",
+COLUMNS = {"batch": "rows", "new": "new tokens", "label": "", "tokens_per_second": "tokens a second",
+           "times_hugging_face": "times Hugging Face", "range": "80 % between",
            "same_tokens": "the same tokens"}
 PROMPT, REPEATS = 16, 3
 TIE = 1e-3      # logits of about 10 in float32 differ by some 1e-5 between two orders of summing; this leaves room
@@ -40,6 +41,10 @@ def main() -> None:
         own = {(row["batch"], row["new"]): row.get("tokens") for row in rows if row["name"] == "cache"}
         for row in rows:
             row["same_tokens"] = agreement(row, own[row["batch"], row["new"]], folder)
+    theirs = {(row["batch"], row["new"]): row.get("tokens_per_second") for row in rows if row["name"] == "hugging_face"}
+    for row in rows:
+        other = theirs.get((row["batch"], row["new"]))
+        row["times_hugging_face"] = row["tokens_per_second"] / other if other and "tokens_per_second" in row else None
     rows = [{key: value for key, value in row.items() if key not in ("tokens", "folder")} for row in rows]
     shown = [row | {"label": LABELS[row["name"]], "range": "{low:,.0f} to {high:,.0f}".format(**row) if "low" in row else None}
              for row in rows]

@@ -8,6 +8,7 @@ PyTorch: it stays small and quiet beside what it measures.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -126,9 +127,10 @@ def measure_step(make: Callable[[Size], Callable[[], Any]], size: Size, steps: i
     """
     for module in modules:
         import_module(module)
-    imported = peak_mb()
+    imported = held_mb()
     make(SIZES["tiny"])()
-    libraries = peak_mb()
+    gc.collect()
+    libraries = held_mb()
     step = make(size)
     times = time_steps(step, steps, seconds)
     return {"times_ms": [1000 * t for t in times], "peak_mb": peak_mb() - libraries, "libraries_mb": libraries,
@@ -148,14 +150,22 @@ def time_steps(step: Callable[[], Any], steps: int, seconds: float) -> list[floa
     return times
 
 
+def held_mb() -> float:
+    """The memory that this process holds now, in MB of 2^20 bytes; elsewhere than on Linux the most that it held so far."""
+    return _memory(b"VmRSS:")
+
+
 def peak_mb() -> float:
     """The most memory that this process held so far, in MB of 2^20 bytes.
 
     Linux keeps it in VmHWM; the ru_maxrss of a new program starts there at what its parent held, so it is read elsewhere only.
     """
+    return _memory(b"VmHWM:")
+
+
+def _memory(line: bytes) -> float:
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+        return int(Path("/proc/self/status").read_bytes().split(line)[1].split()[0]) / 1024
     except (OSError, IndexError):
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)

@@ -31,6 +31,10 @@ def main() -> None:
     rows = [arm | summary(results) for arm, results in zip(arms, in_turn(__file__, arms, rounds))]
     peers, longer = rows[: len(peers)], rows[len(peers) :]
     compare(peers, {row["mode"]: row for row in peers if row["name"] == "torch"})
+    theirs = {row["mode"]: row.get("above_import_mb") for row in peers if row["name"] == "hugging_face"}
+    for row in peers:
+        other = theirs.get(row["mode"])
+        row["ratio_to_hugging_face"] = row["above_import_mb"] / other if other and "above_import_mb" in row else None
     compare(longer, {"full": longer[0]})
     report(options, "memory", rows, tables(peers, longer))
 
@@ -53,7 +57,8 @@ def tables(peers: list[Row], longer: list[Row]) -> list[str]:
     first = longer[0]["size"]
     return [f"{Size(**peers[0]['size'])}:", "",
             *table(peers, {"mode": "trains", "label": "", "peak_mb": "peak MB", "ratio": "to PyTorch",
-                           "above_import_mb": "above imports, MB", "libraries_mb": "libraries, MB"}), "",
+                           "above_import_mb": "above imports, MB", "ratio_to_hugging_face": "of it, to Hugging Face",
+                           "libraries_mb": "libraries, MB"}), "",
             f"minitune, all of it trained, {first['T'] * first['B']:,} tokens a step:", "",
             *table([row | row["size"] for row in longer],
                    {"T": "T", "B": "B", "peak_mb": "peak MB", "ratio": f"to T = {first['T']}", "median_ms": "ms a step"})]

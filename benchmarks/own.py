@@ -10,10 +10,10 @@ from measure import LORA_ALPHA, RATE, R, Size, tokens
 
 import minitune as mt
 from minitune import models, tune
-from minitune.backend import keep_large_blocks
+from minitune.backend import keep_large_blocks, twins_in
 from minitune.data import Batch, LanguageModelSet
+from minitune.ops.linear_cross_entropy import ROWS
 from minitune.train import Trainer
-from minitune.twins.cpu.linear_cross_entropy import FEWEST, LOGITS
 
 Product = tuple[int, str, int, int, int]    # a stack of how many, kind, M, N, K: (M, N) results of K multiplications
 
@@ -76,7 +76,8 @@ def products(size: Size, mode: str) -> Counter[Product]:
         if trains:                              # grad_p, grad_q; grad_v, grad_k
             found.update([(stack, "NT", T, T, D), (stack, "NN", T, D, T)])
             found[stack, "TN", T, D, T] += 2
-    chunk = max(FEWEST, LOGITS // size.V)
+    twins = twins_in("cpu", "linear_cross_entropy")
+    chunk = max(twins.FEWEST, twins.LOGITS // size.V) if twins else ROWS
     for start in range(0, N, chunk):            # the head, in chunks of rows
         rows = min(chunk, N - start)
         found.update([(1, "NT", rows, size.V, C), (1, "NN", rows, C, size.V)])

@@ -30,8 +30,8 @@ NAMES = {                                       # name: (what the tables call it
     "floor": ("matrix products alone", ALL, ()),
 }
 COLUMNS = {"mode": "trains", "label": "", "median_ms": "ms a step", "range": "80 % between", "steps": "steps",
-           "ratio_to_torch_eager": "to PyTorch", "ratio_to_own_full": "to its full step", "ratio_to_floor": "to the floor",
-           "peak_mb": "peak MB"}
+           "ratio_to_torch_eager": "to PyTorch", "ratio_to_hugging_face": "to Hugging Face",
+           "ratio_to_own_full": "to its full step", "ratio_to_floor": "to the floor", "peak_mb": "peak MB"}
 
 
 def main() -> None:
@@ -95,8 +95,9 @@ def compare(rows: list[Row]) -> None:
     """Puts each row beside PyTorch in the same mode, its own full step, and the floor."""
     times = {(row["name"], row["size"], row["mode"]): row["median_ms"] for row in rows if "median_ms" in row}
     for row in rows:
-        others = {"ratio_to_torch_eager": ("torch", row["mode"]), "ratio_to_own_full": (row["name"], "full"),
-                  "ratio_to_floor": ("floor", row["mode"])}
+        others = {"ratio_to_torch_eager": ("torch", row["mode"]), "ratio_to_hugging_face": ("hugging_face", row["mode"]),
+                  "ratio_to_own_full": (row["name"], "full"), "ratio_to_floor": ("floor", row["mode"])}
+        row["config"] = str(SIZES[row["size"]])
         row["floor_ms"] = times.get(("floor", row["size"], row["mode"]))
         for key, (name, mode) in others.items():
             other = times.get((name, row["size"], mode))

@@ -64,17 +64,18 @@ def matmul(a: Array, b: Array) -> Array:
     """
     if b.ndim == 2 and a.ndim > 2:
         return matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
-    if device_of(a) == "cuda" or a.ndim < 2 or a.shape[:-2] != b.shape[:-2] or a.dtype != b.dtype or a.dtype.kind != "f":
+    alike = a.shape[:-2] == b.shape[:-2] and a.dtype == b.dtype and a.dtype.kind == "f"
+    if device_of(a) == "cuda" or a.ndim < 2 or b.ndim < 2 or not alike:
         return a @ b
     M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
     y = np.empty((*a.shape[:-1], N), a.dtype)
-    if a.ndim > 2:
-        share(lambda start, stop: np.matmul(a[start:stop], b[start:stop], out=y[start:stop]),
-              len(a), WORTH // (y[0].size * (K + READ) + 1) if len(a) else 1)
+    work = max(1, y.size * K + READ * (a.size + b.size))
+    if a.ndim > 2 and len(a) > 1:
+        share(lambda start, stop: np.matmul(a[start:stop], b[start:stop], out=y[start:stop]), len(a), WORTH * len(a) // work)
     elif M >= N:
-        share(lambda start, stop: np.matmul(a[start:stop], b, out=y[start:stop]), M, WORTH // (K * (N + READ) + 1))
+        share(lambda start, stop: np.matmul(a[..., start:stop, :], b, out=y[..., start:stop, :]), M, WORTH * M // work)
     else:
-        share(lambda start, stop: np.matmul(a, b[:, start:stop], out=y[:, start:stop]), N, WORTH // (K * (M + READ) + 1))
+        share(lambda start, stop: np.matmul(a, b[..., start:stop], out=y[..., start:stop]), N, WORTH * N // work)
     return y
 
 
@@ -128,7 +129,7 @@ def kernels(on: bool) -> Iterator[None]:
 
 
 @cache
-def compiled(device: str, stem: str) -> ModuleType | None:
+def twins_in(device: str, stem: str) -> ModuleType | None:
     """The file twins/<device>/<stem>.py; None where it or its compiler is not there."""
     place = f"{__package__}.twins.{device}.{stem}"
     try:
@@ -138,15 +139,17 @@ def compiled(device: str, stem: str) -> ModuleType | None:
         if isinstance(missing, ModuleNotFoundError) and not absent:
             raise                               # a mistake in the twin's own file
         if not absent:                          # numba is there and refuses, most often the version of NumPy
-            warnings.warn(f"{stem}: its compiled twin cannot be loaded ({missing}); the slower reference runs instead",
-                          KernelFallback, stacklevel=6)
+            if ("twins", str(missing)) not in _told:
+                _told.add(("twins", str(missing)))
+                warnings.warn(f"{stem}: its compiled twin cannot be loaded ({missing}); the slower reference runs instead, and "
+                              "so do all others that this is true of", KernelFallback, stacklevel=6)
         return None
 
 
 @cache
 def twin(device: str, stem: str, name: str) -> Twin | None:
     """The twin of operation `name` in twins/<device>/<stem>.py; None where there is none."""
-    module = compiled(device, stem)
+    module = twins_in(device, stem)
     if not hasattr(module, f"{name}_forward"):
         return None
     return Twin(*(getattr(module, f"{name}_{part}") for part in ("forward", "backward", "unsupported")))

@@ -3,16 +3,17 @@
 A BLAS library has threads of its own. Between two products they spin, some 25 ms long in OpenBLAS, on the very cores that the
 loops between the products would need, and beside another busy process they wait for each other many times longer than they
 compute. So minitune cuts the work itself, one part a core: BLAS computes each part in the thread that asks for it, and its own
-threads sleep. As many cores are used as BLAS is allowed at that moment: OPENBLAS_NUM_THREADS and the like, or threadpoolctl.
+threads sleep. As many cores are used as BLAS is allowed when the outermost block is entered: OPENBLAS_NUM_THREADS and the
+like, or threadpoolctl.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,28 +24,36 @@ def share(work: Work, count: int, least: int = 1) -> None:
     """Calls work(start, stop) for parts that together are 0 .. count, one a core and at the same time.
 
     A part has at least `least` items, so that it is worth a thread; two parts must not write to the same place. An error in
-    one is raised here, once all have ended. Inside a part, `share` runs its work in the thread it is called from.
+    one, or Ctrl-C, is raised here once all have ended. Inside a part, `share` runs its work in the thread it is called from.
     """
     if getattr(_here, "inside", False):
         work(0, count)
         return
-    with sharing() as cores:
-        parts = min(cores, count // max(least, 1))
+    with sharing() as allowed:
+        parts = min(allowed, count // max(least, 1))
         if parts < 2:
             work(0, count)
             return
-        edges = [count * i // parts for i in range(parts + 1)]
-        done: SimpleQueue = SimpleQueue()
+        edges, done = [count * i // parts for i in range(parts + 1)], SimpleQueue[BaseException | None]()
+        workers, handed = [_idle_worker() for _ in range(parts - 1)], 0     # may raise; nothing is handed over yet
+        errors: list[BaseException | None] = []
         _here.inside = True
         try:
-            for queue, start, stop in zip(_workers(parts - 1), edges[1:], edges[2:], strict=False):
+            for queue, start, stop in zip(workers, edges[1:], edges[2:], strict=False):
                 queue.put((copy_context(), work, start, stop, done))        # np.errstate travels in the context
+                handed += 1
             work(0, edges[1])
-        finally:                                # nobody writes any more once this returns
-            _here.inside = False
-            failed = [error for error in [done.get() for _ in range(parts - 1)] if error]
-    if failed:
-        raise failed[0]
+        except BaseException as error:
+            errors.append(error)
+        _here.inside = False
+        while handed:                           # nobody writes any more once this function has ended
+            try:
+                errors.append(done.get())
+                handed -= 1
+            except KeyboardInterrupt as error:
+                errors.append(error)
+    for failed in filter(None, errors):
+        raise failed
 
 
 def cores() -> int:
@@ -53,72 +62,104 @@ def cores() -> int:
         return count
 
 
-_here = threading.local()               # .inside: this thread is busy with a part
-_queues: list[SimpleQueue] = []         # one a worker
+# ---- The team ----------------------------------------------------------------------------------------------------
+
+_here = threading.local()               # .inside: this thread is busy with a part; .depth, .cores: of its `sharing` blocks
+_idle: deque[SimpleQueue] = deque()     # of workers that wait for a part
 
 
-def _workers(count: int) -> list[SimpleQueue]:
-    while len(_queues) < count:
+def _idle_worker() -> SimpleQueue:
+    try:
+        return _idle.pop()
+    except IndexError:
         queue: SimpleQueue = SimpleQueue()
         threading.Thread(target=_serve, args=(queue,), name="minitune", daemon=True).start()
-        _queues.append(queue)
-    return _queues[:count]
+        return queue
 
 
 def _serve(queue: SimpleQueue) -> None:
     _here.inside = True
     while True:
         context, work, start, stop, done = queue.get()
+        error = None
         try:
             context.run(work, start, stop)
-        except BaseException as error:          # whatever it is, the one who waits must hear of it
-            done.put(error)
-        else:
-            done.put(None)
-        del context, work, done                 # an idle worker keeps nobody's arrays alive
+        except BaseException as caught:         # whatever it is, the one who waits must hear of it
+            error = caught
+        del context, work                       # an idle worker keeps nobody's arrays alive
+        _idle.append(queue)
+        done.put(error)
+        del done, error
 
+
+# ---- BLAS --------------------------------------------------------------------------------------------------------
 
 class _Blas:
     """The BLAS libraries that are loaded. Inside the `with` block they compute in the calling thread alone."""
 
     def __init__(self) -> None:
         from threadpoolctl import ThreadpoolController
-        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        self.libraries = [library for library in ThreadpoolController().select(user_api="blas").lib_controllers
+                          if library.get_num_threads() and not _limits_threads_apart(library)]
         self.lock, self.users = threading.Lock(), 0
         self.allowed = [1]
 
     def __enter__(self) -> int:
-        with self.lock:
-            if not self.users:
-                self.allowed = [library.get_num_threads() for library in self.libraries]
-                self._set([1] * len(self.allowed))
-            self.users += 1
-            return min(self.allowed, default=1)         # one core where BLAS decides for itself, as Apple's does
+        depth = getattr(_here, "depth", 0)
+        if not depth:
+            with self.lock:
+                if not self.users:
+                    self.allowed = [library.get_num_threads() for library in self.libraries]
+                    self.set([1] * len(self.allowed))
+                self.users += 1
+                _here.cores = min(self.allowed, default=1)      # one where BLAS decides for itself, as Apple's does
+        _here.depth = depth + 1
+        return _here.cores
 
     def __exit__(self, *error: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                self._set(self.allowed)
+        _here.depth -= 1
+        if not _here.depth:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.set(self.allowed)
 
-    def _set(self, threads: list[int]) -> None:
+    def set(self, threads: list[int]) -> None:
+        """Gives each library its number of threads."""
         for library, count in zip(self.libraries, threads, strict=True):
+            free = getattr(library, "clear_controlling_thread", lambda force=False: None)
+            free(force=True)                    # threadpoolctl 3.8 obeys one thread alone, and the last to leave may be another
             library.set_num_threads(count)
+            free()                              # and others may limit BLAS afterwards
 
 
-@cache
+def _limits_threads_apart(library: Any) -> bool:
+    """Whether a limit holds for the calling thread alone: OpenBLAS built with OpenMP, which so decides for itself."""
+    return library.internal_api == "openblas" and getattr(library, "threading_layer", "") == "openmp"
+
+
+_blas: _Blas | None = None
+_making = threading.Lock()
+
+
 def sharing() -> _Blas:
     """A `with` block in which BLAS computes in the calling thread alone: `share` opens one, and a loop that shares much opens
     one around it, which is cheaper. Gives the number of cores."""
-    return _Blas()
+    global _blas
+    if _blas is None:
+        with _making:
+            _blas = _blas or _Blas()
+    return _blas
 
 
 def _forget_the_team() -> None:
     """In a forked process: threads do not come along, and a lock may have been held."""
-    global _here
-    _here = threading.local()
-    _queues.clear()
-    sharing.cache_clear()
+    global _here, _blas, _making
+    _here, _making = threading.local(), threading.Lock()
+    _idle.clear()
+    if _blas and _blas.users:
+        _blas.set(_blas.allowed)
+    _blas = None
 
 
 if hasattr(os, "register_at_fork"):

@@ -231,7 +231,7 @@ def _alike(forward: Callable, inputs: tuple[Any, ...]) -> list[Any]:
     """
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     given = [a for a in arrays if hasattr(a, "dtype")]
-    if len({(type(a), a.dtype.char) for a in given}) == 1:                  # so it is nearly always
+    if len({(device_of(a), a.dtype) for a in given}) == 1:                  # so it is nearly always
         return arrays
     floats = {a.dtype for a in given if a.dtype.kind == "f"}
     if len(floats) > 1:

@@ -189,7 +189,7 @@ def test_dropout_of_zero_gives_its_input_back_and_takes_no_random_numbers():
 
 def forget_twins():
     backend.twin.cache_clear()
-    backend.compiled.cache_clear()
+    backend.twins_in.cache_clear()
 
 
 # ---- Twins -------------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """One team of threads shares the work, whatever happens to a part of it."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -105,12 +108,81 @@ def test_as_many_cores_are_used_as_blas_is_allowed():
         assert cores() == 1
 
 
+def in_a_process(code):
+    """Runs code in a fresh Python, which must end well within a minute."""
+    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True, timeout=60,
+                   env={**os.environ, "OPENBLAS_NUM_THREADS": "2"})
+
+
+def test_the_limit_is_put_back_whichever_thread_enters_first_and_leaves_last():
+    in_a_process("""
+import threading
+from minitune.cores import cores, sharing
+before, inside, leave = cores(), threading.Event(), threading.Event()
+def other():
+    with sharing():
+        inside.set()
+        assert leave.wait(30)
+with sharing():
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(30)
+    assert {library.get_num_threads() for library in sharing().libraries} <= {1}
+leave.set()
+thread.join()
+assert cores() == before
+with sharing():
+    assert {library.get_num_threads() for library in sharing().libraries} <= {1}
+""")
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_and_nobody_waits_for_it(three_cores, monkeypatch):
+    monkeypatch.setattr("minitune.cores._idle", deque())
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        share(lambda start, stop: None, 3)
+    monkeypatch.undo()
+    share(lambda start, stop: None, 3)
+
+
+def test_ctrl_c_is_raised_once_every_part_has_ended(three_cores):
+    begun, go_on, ended = threading.Barrier(4, timeout=30), threading.Event(), []
+
+    def work(start, stop):
+        if start:
+            begun.wait()
+            assert go_on.wait(30)
+            ended.append(start)
+        else:
+            begun.wait()
+            signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=lambda: (begun.wait(), time.sleep(0.05), go_on.set())).start()
+    with pytest.raises(KeyboardInterrupt):
+        share(work, 3)
+    assert sorted(ended) == [1, 2]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system starts processes without forking")
-def test_a_forked_process_makes_a_team_of_its_own():
-    code = ("import os, numpy as np\nfrom minitune.backend import matmul\na = np.ones((512, 512), np.float32)\nmatmul(a, a)\n"
-            "child = os.fork()\nif not child:\n    os._exit(0 if (matmul(a, a) == 512).all() else 1)\n"
-            "assert os.waitpid(child, 0)[1] == 0")
-    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True, timeout=60)
+def test_a_forked_process_makes_a_team_of_its_own_also_if_it_was_forked_while_work_was_shared():
+    in_a_process("""
+import os
+import numpy as np
+from minitune.backend import matmul
+from minitune.cores import cores, sharing
+a, before = np.ones((512, 512), np.float32), cores()
+matmul(a, a)
+for block in (sharing, lambda: open(os.devnull)):
+    with block():
+        child = os.fork()
+        if not child:
+            os._exit(0 if (matmul(a, a) == 512).all() and cores() == before else 1)
+    assert os.waitpid(child, 0)[1] == 0
+""")
 
 
 @pytest.mark.parametrize("a, b", [((600, 300), (300, 40)), ((3, 700), (700, 900)), ((1, 500), (500, 4000)), ((1, 1), (1, 1)),

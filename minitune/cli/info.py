@@ -106,6 +106,8 @@ def _slow_settings() -> list[str]:
         lost = ": about half their speed is lost, as these kernels leave its AVX-512 idle" if old and _has_avx512() else ""
         notes.append(f"OPENBLAS_CORETYPE={kernels} is set, which keeps NumPy from choosing the fastest matrix products for "
                      f"this processor{lost}. Unset it unless you need it.")
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        notes.append("NUMBA_DISABLE_JIT is set: the compiled twins run uncompiled, thousands of times slower. Unset it.")
     for library in libraries:
         limit = next((name for name in LIMITS.get(library["internal_api"], ()) if os.environ.get(name)), None)
         if limit and library["num_threads"] < there:

@@ -77,6 +77,15 @@ class Classifier(Module, Pretrained):
         if hasattr(self.backbone, "check"):
             self.backbone.check(dataset)
 
+    @property
+    def recompute(self) -> bool:
+        """The backbone's `recompute`: less memory, more time."""
+        return self.backbone.recompute          # type: ignore[attr-defined]
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        self.backbone.recompute = on            # type: ignore[attr-defined]
+
     def features(self, batch: Batch) -> Tensor:
         """The backbone's features (B, T, C)."""
         return self.backbone.features(batch)            # type: ignore[attr-defined]

@@ -225,7 +225,6 @@ class _Rows:
         self.seen = np.zeros((len(self.windows), model.config.vocab_size), bool)    # (B, V) which tokens a row holds
         for seen, window in zip(self.seen, self.windows):
             seen[window] = True
-        self.parts = [part for _, part in model.named_modules()]
         self.cache: KVCache | None = None
         self.width = 0                          # how many columns the cache has filled
 
@@ -274,6 +273,7 @@ class _Rows:
         batch = Batch.causal([[window] for window in windows], side="left")
         self.width = batch.ids.shape[1]
         self.cache = KVCache(size) if self.cached else None
+        self.parts = [part for _, part in self.model.named_modules()]       # looked for once a cache
         return batch
 
 

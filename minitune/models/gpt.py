@@ -38,7 +38,7 @@ class GPTConfig:
 class GPT(Module, Pretrained, Generative):
     """Predicts each next token from those before it.
 
-    With `model.recompute = True` (under a head `model.backbone.recompute = True`) training keeps each block's input alone
+    With `model.recompute = True` training keeps each block's input alone
     and runs the block again in the backward pass: less memory, about a third more time, the same gradients (`nn.recompute`).
     Source: Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
     """

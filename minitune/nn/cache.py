@@ -27,10 +27,12 @@ class KVCache:
         start, keys, values = self.room(layer, k.shape, k.data)
         end = start + k.shape[1]
         keys[:, start:end], values[:, start:end] = k.data, v.data
+        self.grow(layer, k.shape[1])
         return Tensor(keys[:, :end]), Tensor(values[:, :end])
 
     def room(self, layer: Module, shape: tuple[int, ...], like: Array) -> tuple[int, Array, Array]:
-        """(place of the next T tokens, keys, values), for `shape` (B, T, H, D) in arrays like `like`; they count as written.
+        """(place of the next T tokens, keys, values), for `shape` (B, T, H, D) in arrays like `like`. Whoever has written there
+        calls `grow`.
 
         Raises ValueError where the rows are full.
         """
@@ -42,8 +44,12 @@ class KVCache:
         if start + T > self.length:
             raise ValueError(f"KVCache: its rows hold {self.length} tokens, got {start} and {T} more. Make a new one from "
                              "the last tokens")
-        self._layers[layer] = start + T, keys, values
         return start, keys, values
+
+    def grow(self, layer: Module, T: int) -> None:
+        """Counts T more tokens as written."""
+        start, keys, values = self._layers[layer]
+        self._layers[layer] = start + T, keys, values
 
     def keep(self, rows: Array) -> None:
         """Drops every row but these (numbers, or booleans)."""

@@ -88,15 +88,15 @@ class Module:
 
         `parts` are all modules in here, from whoever calls this often and has listed them once.
         """
-        training = [module for module in parts or [module for _, module in self.named_modules()] if module.training]
-        for module in training:
-            module.training = False
+        modes = [(part, part.training) for part in parts or [part for _, part in self.named_modules()]]
+        for part, _ in modes:
+            part.training = False
         try:
             with no_grad():
                 yield
         finally:
-            for module in training:
-                module.training = True
+            for part, training in modes:
+                part.training = training
 
     def set_part(self, name: str, part: Module) -> None:
         """Puts another module in the place of the one called `name`, as in "blocks.0.attention.query"."""

@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any
 
 from .. import ops
-from ..backend import Array, compiled, device_of, mode
+from ..backend import Array, device_of, mode, twins_in
 from ..tensor import Tensor
 from .cache import KVCache
 from .layers import Dropout, LayerNorm, Linear
@@ -83,12 +83,18 @@ class TransformerBlock(Module):
         """One token of one row by the compiled twin; None where there is none for layers or settings like these."""
         part, norms = self.attention, [self.attention_norm, self.mlp_norm]
         layers: list[Any] = [*norms, part.query, part.key, part.value, part.output, self.mlp.up, self.mlp.down]
-        plain = [type(layer) for layer in layers] == 2 * [LayerNorm] + 6 * [Linear]
+        kinds = [Attention, MLP, *2 * [LayerNorm], *6 * [Linear]]
+        plain = all(type(layer) is kind and "forward" not in vars(layer)
+                    for layer, kind in zip([part, self.mlp, *layers], kinds, strict=True))
         if not plain or not mode.kernels or mode.recording or mode.checking or self.dropout.p and self.training:
             return None
-        twin = compiled(device_of(x.data), "transformer")
+        twin = twins_in(device_of(x.data), "transformer")
         weights = [(layer.weight.data, layer.bias.data) for layer in layers if layer.bias is not None]
-        if twin is None or len(weights) < len(layers) or twin.next_token_unsupported(x.data, weights, first, last):
+        if twin is None or len(weights) < len(layers) or not twin.next_token_fits(x.data, weights):
             return None
         at, keys, values = cache.room(part, (1, 1, part.heads, x.shape[2] // part.heads), x.data)
-        return Tensor(twin.next_token(x.data, weights, [norm.eps for norm in norms], keys, values, at, first, last))
+        if not 0 <= first[0, 0] <= last[0, 0] <= at:            # nothing is seen, or what is not there: the layers tell
+            return None
+        y = twin.next_token(x.data, weights, [norm.eps for norm in norms], keys, values, at, first, last)
+        cache.grow(part, 1)
+        return Tensor(y)

@@ -12,8 +12,8 @@ def peak_mb() -> float | None:
     Linux keeps it in VmHWM; ru_maxrss, which other systems have, begins there at what the parent process held.
     """
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024             # kB
+        status = Path("/proc/self/status").read_bytes()                     # the process's name in it may be anything
+        return int(status.split(b"VmHWM:")[1].split()[0]) / 1024            # kB
     except (OSError, IndexError):
         pass
     try:

@@ -90,7 +90,7 @@ def test_a_blas_that_cannot_be_limited_is_noted_with_a_repair(shown):
 
 def test_the_twins_shown_are_those_that_the_operations_find(shown):
     pytest.importorskip("numba", reason="without it there are no CPU twins")
-    modules = [backend.compiled("cpu", file.stem) for file in info.TWINS.glob("*.py")]
+    modules = [backend.twins_in("cpu", file.stem) for file in info.TWINS.glob("*.py")]
     found = {name.removesuffix("_forward") for module in modules for name, value in vars(module).items()
              if name.endswith("_forward") and not name.startswith("_") and value.__module__ == module.__name__}
     kind, _, names = shown([FASTEST])[0]["CPU twins"].partition(": ")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import minitune as mt
-from minitune import backend, nn
+from minitune import backend, nn, ops
 from minitune.nn import KVCache, TransformerBlock
 from minitune.tune.lora import LoRALinear
 
-pytestmark = pytest.mark.skipif(backend.compiled("cpu", "transformer") is None,
+pytestmark = pytest.mark.skipif(backend.twins_in("cpu", "transformer") is None,
                                 reason="the compiler of CPU twins is not installed")
 # float32: numbers of size 1 to 4, behind which stand sums of up to 4 C products in another order, each rounded by 6e-8
 TOLERANCE = dict(rtol=0, atol=1e-5)
@@ -33,14 +33,14 @@ def steps(block, channels, count, first=0, dtype=np.float32):
 @pytest.fixture
 def calls(monkeypatch):
     """How often the compiled step ran."""
-    twin, seen = backend.compiled("cpu", "transformer"), []
+    twin, seen = backend.twins_in("cpu", "transformer"), []
     original = twin.next_token
     monkeypatch.setattr(twin, "next_token", lambda *given: seen.append(1) or original(*given))
     return seen
 
 
 @pytest.mark.parametrize("first", [0, 3])
-@pytest.mark.parametrize("channels, heads", [(1, 1), (2, 2), (6, 2), (31, 1), (33, 3), (64, 4), (256, 8)])
+@pytest.mark.parametrize("channels, heads", [(1, 1), (2, 2), (6, 2), (31, 1), (33, 3), (64, 4), (255, 5), (256, 8), (1024, 4)])
 def test_each_token_gets_what_the_layers_give(channels, heads, first, calls):
     block = block_of(channels, heads)
     fast = steps(block, channels, 9, first)
@@ -74,7 +74,8 @@ def test_nan_is_shown_and_a_full_cache_is_an_error():
             block(mt.Tensor(np.zeros((1, 1, 8), np.float32)), zero, zero + 1, cache)
 
 
-@pytest.mark.parametrize("kind", ["LoRA layer", "no bias", "float64", "transposed weight", "a subclass", "looked at"])
+@pytest.mark.parametrize("kind", ["LoRA layer", "no bias", "float64", "transposed weight", "another norm", "another perceptron",
+                                  "a forward of its own", "looked at"])
 def test_what_it_cannot_take_is_left_to_the_layers(kind, calls):
     block, dtype = block_of(8, 2), np.float64 if kind == "float64" else np.float32
     if kind == "LoRA layer":
@@ -87,7 +88,17 @@ def test_what_it_cannot_take_is_left_to_the_layers(kind, calls):
             parameter.data = parameter.data.astype(dtype)
     if kind == "transposed weight":
         block.attention.key.weight.data = np.asfortranarray(block.attention.key.weight.data)
-    if kind == "a subclass":
+    if kind == "another perceptron":
+        class Relu(nn.MLP):
+            def forward(self, x, residual=None):
+                return self.down(ops.relu(self.up(x)), residual)
+
+        relu = Relu(8)
+        relu.load_state_dict(block.mlp.state_dict())
+        block.mlp = relu
+    if kind == "a forward of its own":
+        block.attention.output.forward = lambda x, residual=None: ops.linear(x, block.attention.output.weight, None, residual)
+    if kind == "another norm":
         class Doubled(nn.LayerNorm):
             def forward(self, x):
                 return super().forward(x) * 2
@@ -104,6 +115,13 @@ def test_what_it_cannot_take_is_left_to_the_layers(kind, calls):
     with mt.kernels(False):
         for a, b in zip(got, steps(block, 8, 3, dtype=dtype), strict=True):
             np.testing.assert_allclose(a, b, **TOLERANCE)
+
+
+def test_a_token_that_sees_what_is_not_there_is_an_error():
+    block, cache, zero = block_of(8, 2), KVCache(2), np.zeros((1, 1), int)
+    with mt.no_grad():
+        with pytest.raises(ValueError, match="intervals must lie in the keys 0 .. 0, got 0 .. 5"):
+            block(mt.Tensor(np.ones((1, 1, 8), np.float32)), zero, zero + 5, cache)
 
 
 def test_gradients_are_recorded_by_the_layers_and_a_cache_refuses_them():

@@ -53,7 +53,7 @@ def test_a_twin_has_its_reason_function_and_an_operation_of_its_name(twin):
     names = {node.name for node in ast.parse((TWINS / device / f"{stem}.py").read_text(encoding="utf-8")).body
              if isinstance(node, ast.FunctionDef)}
     assert {f"{name}_forward", f"{name}_backward", f"{name}_unsupported"} <= names
-    assert name in ops.__all__ or name == "adamw"
+    assert name in ops.__all__
 
 
 @pytest.mark.parametrize("twin", twins_on_disk(), ids="/".join)

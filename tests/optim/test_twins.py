@@ -34,7 +34,7 @@ def cores(request, monkeypatch):
 
 
 def twins():
-    return backend.compiled("cpu", "optimizers")
+    return backend.twins_in("cpu", "optimizers")
 
 
 def numbers(seed, *shape):

@@ -1,6 +1,6 @@
 """Attention by blocks of queries: only the keys that a block sees are multiplied, and no (T, S) matrix is held or kept.
 
-Backward makes a block's weights again from the logarithm of their total.
+Backward makes a block's weights again from each row's largest score and one over its total.
 Source: Dao, Fu, Ermon, Rudra and Re 2022, FlashAttention, algorithms 1 and 4 (blocks of queries; the keys stay whole here).
 """
 
@@ -85,6 +85,11 @@ def _units(q, keys):
     return [(b, slice(h, h + together)) for b in range(B) for h in range(0, H, together)]
 
 
+def _worth(q, k, units):
+    """How many units take a core longer than waking it."""
+    return FEW * len(units) // max(1, q.size * k.shape[1])
+
+
 def attention_unsupported(q, k, v, first, last):
     return not_float32(q, k, v)
 
@@ -93,19 +98,19 @@ def attention_forward(q, k, v, first, last, *, needs):
     B, T, H, D = q.shape
     first, last = (np.ascontiguousarray(a, np.int64) for a in (first, last))
     scale = np.float32(1 / sqrt(D))
-    y, kept = np.zeros(q.shape, np.float32), np.empty((2, B, H, T), np.float32)
+    y, kept = np.zeros(q.shape, np.float32), np.zeros((2, B, H, T), np.float32)
     blocks, units = _blocks(first, last, k.shape[1]) if T else [[]] * B, _units(q, k.shape[1])
 
     def part(start, stop):
         for b, heads in units[start:stop]:
             for at, low, high in blocks[b]:
                 p = np.matmul(q[b, at, heads].swapaxes(0, 1), k[b, low:high, heads].transpose(1, 2, 0))     # (h, t, s)
-                tops, shares = np.empty((2, *p.shape[:2]), np.float32)
+                tops, shares = np.zeros((2, *p.shape[:2]), np.float32)
                 _weights(p, first[b, at], last[b, at], low, scale, tops, shares)
                 kept[:, b, heads, at] = tops, shares
                 np.matmul(p, v[b, low:high, heads].swapaxes(0, 1), out=y[b, at, heads].swapaxes(0, 1))
 
-    share(part, len(units))
+    share(part, len(units), _worth(q, k, units))
     return y, (q, k, v, y if needs.q or needs.k else None, first, last, kept)
 
 
@@ -134,5 +139,5 @@ def attention_backward(grad, q, k, v, y, first, last, kept, *, needs):
                 if needs.k:
                     grad_k[b, keys, heads] += np.matmul(slope.swapaxes(1, 2), rows).swapaxes(0, 1)
 
-    share(part, len(units))
+    share(part, len(units), _worth(q, k, units))
     return *grads, None, None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +25,26 @@ LEAST = 1 << 14         # elements that take a core longer than waking it
 def compiled(function: Callable) -> Callable:
     """The function as machine code, which numba makes at the first call and keeps in a file for the next process.
 
-    It runs without the interpreter's lock, so that each core can run it on a part. What it calls from this file is
-    compiled into it: after a change here delete the kept files (__pycache__/*.nb*).
+    It runs without the interpreter's lock, so that each core can run it on a part. What it calls in this folder is compiled
+    into it, so kept files older than any file here are dropped.
     """
     try:
-        return njit(nogil=True, cache=True, **FREEDOM)(function)
+        machine = njit(nogil=True, cache=True, **FREEDOM)(function)
     except RuntimeError:                        # no folder that can be written to: compiled in every process anew
         return njit(nogil=True, **FREEDOM)(function)
+    if hasattr(machine, "stats"):               # else the user switched numba off
+        _drop_older(Path(machine.stats.cache_path))
+    return machine
+
+
+@cache
+def _drop_older(folder: Path) -> None:
+    """numba looks at the changes of the one file that holds a function."""
+    newest = max(file.stat().st_mtime for file in Path(__file__).parent.glob("*.py"))
+    for kept in folder.glob("*.nbi"):
+        if kept.stat().st_mtime < newest:
+            with suppress(OSError):             # another process drops it too, or it is not ours
+                kept.unlink()
 
 
 class _Tell(event.Listener):
@@ -37,7 +53,7 @@ class _Tell(event.Listener):
     told = False
 
     def on_start(self, compiling: event.Event) -> None:
-        if not self.told and compiling.data["dispatcher"].py_func.__module__.startswith(f"{__package__}."):
+        if not self.told and (compiling.data["dispatcher"].py_func.__module__ or "").startswith(f"{__package__}."):
             self.told = True
             print("minitune: compiles its loops for this processor, which takes about half a minute, once", file=sys.stderr)
 

@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 
 from . import attention, elementwise, layer_norm
-from .compiled import compiled
+from .compiled import compiled, not_float32
 
 ZERO = np.float32(0)
 
@@ -91,10 +91,13 @@ def _block(x, norms, linears, epsilons, keys, values, at, first, last, scale):
     return result
 
 
-def next_token_unsupported(x, weights, first, last):
-    if any(a.dtype.char != "f" or not a.flags.c_contiguous for a in (x, *(a for pair in weights for a in pair))):
-        return "the CPU twin takes contiguous float32"
-    return None if 0 <= first[0, 0] <= last[0, 0] else "the token sees nothing"
+def next_token_fits(x, weights):
+    """Whether these are weights and biases of the usual shapes, as compiled loops take them."""
+    C, channels = x.shape[2], len(weights[6][0])
+    shapes = [(C,), (C,), *4 * [(C, C)], (channels, C), (C, channels)]
+    arrays = [x, *(a for pair in weights for a in pair)]
+    return (all(w.shape == shape and b.shape == shape[:1] for (w, b), shape in zip(weights, shapes))
+            and not_float32(*arrays) is None and all(a.flags.c_contiguous for a in arrays))
 
 
 def next_token(x, weights, epsilons, keys, values, at, first, last):

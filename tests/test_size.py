@@ -9,8 +9,8 @@ CORE = ["backend.py", "tensor.py", "operators.py", "gradcheck.py", "ops", "nn", 
 
 
 def _files(names):
-    """data/sources is no core: nobody needs to read how a CSV or an archive is read to understand training. Nor are cores.py and
-    twins/, which are there for speed alone."""
+    """data/sources is no core: nobody needs to read how a CSV or an archive is read to understand training. Nor are
+    cores.py and twins/, which are there for speed alone."""
     for name in names:
         files = sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / name]
         yield from (file for file in files if "sources" not in file.parts)

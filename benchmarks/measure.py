@@ -159,6 +159,7 @@ def peak_mb() -> float:
     """The most memory that this process held so far, in MB of 2^20 bytes.
 
     Linux keeps it in VmHWM; the ru_maxrss of a new program starts there at what its parent held, so it is read elsewhere only.
+    As minitune.train.memory does, which a peer's process must not import.
     """
     return _memory(b"VmHWM:")
 

@@ -42,8 +42,8 @@ def _drop_older(folder: Path) -> None:
     """numba looks at the changes of the one file that holds a function."""
     newest = max(file.stat().st_mtime for file in Path(__file__).parent.glob("*.py"))
     for kept in folder.glob("*.nbi"):
-        if kept.stat().st_mtime < newest:
-            with suppress(OSError):             # another process drops it too, or it is not ours
+        with suppress(OSError):                 # another process drops it too, or it is not ours
+            if kept.stat().st_mtime < newest:
                 kept.unlink()
 
 

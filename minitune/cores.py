@@ -99,8 +99,9 @@ class _Blas:
 
     def __init__(self) -> None:
         from threadpoolctl import ThreadpoolController
-        self.libraries = [library for library in ThreadpoolController().select(user_api="blas").lib_controllers
-                          if library.get_num_threads() and not _limits_threads_apart(library)]
+        found = ThreadpoolController().select(user_api="blas").lib_controllers
+        apart = any(_limits_threads_apart(library) for library in found)    # NumPy may be using that one
+        self.libraries = [] if apart else [library for library in found if library.get_num_threads()]
         self.lock, self.users = threading.Lock(), 0
         self.allowed = [1]
 

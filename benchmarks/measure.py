@@ -22,6 +22,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from threadpoolctl import threadpool_info
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 PACKAGES = ("minitune", "numpy", "numba", "torch", "transformers", "peft", "jax")
@@ -174,10 +176,6 @@ def _memory(line: bytes) -> float:
 
 def blas_kernels() -> list[str]:
     """The BLAS libraries of this process and the kernels they chose, where threadpoolctl can tell."""
-    try:
-        from threadpoolctl import threadpool_info
-    except ImportError:
-        return []
     return sorted({f"{library['internal_api']} {library['version']} {library.get('architecture', '')}".strip()
                    for library in threadpool_info() if library["user_api"] == "blas"})
 
@@ -186,10 +184,6 @@ def threads_of() -> int | None:
     """How many threads compute: PyTorch's where it is loaded, else BLAS's; None where nobody tells."""
     if "torch" in sys.modules:
         return sys.modules["torch"].get_num_threads()
-    try:
-        from threadpoolctl import threadpool_info
-    except ImportError:
-        return None
     return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=None)
 
 

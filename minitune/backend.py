@@ -60,18 +60,22 @@ def as_array(data: Any) -> Array:
 def matmul(a: Array, b: Array) -> Array:
     """a @ b: the one entry for matrix products, on a CPU shared out between cores. a (..., M, K), b (..., K, N) -> (..., M, N)
 
-    A stack of matrices times one matrix becomes a single large product, which BLAS runs several times faster.
+    A stack of matrices times one matrix becomes a single large product, which BLAS runs several times faster. Of two stacks
+    no product is cut: the cores divide the longest axis of the stack, so the result is the same on any number of them.
     """
     if b.ndim == 2 and a.ndim > 2:
         return matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
     alike = a.shape[:-2] == b.shape[:-2] and a.dtype == b.dtype and a.dtype.kind == "f"
     if device_of(a) == "cuda" or a.ndim < 2 or b.ndim < 2 or not alike:
         return a @ b
-    M, K, N = a.shape[-2], a.shape[-1], b.shape[-1]
+    *stack, M, K = a.shape
+    N, longest = b.shape[-1], max(stack, default=1)
     y = np.empty((*a.shape[:-1], N), a.dtype)
     work = max(1, y.size * K + READ * (a.size + b.size))
-    if a.ndim > 2 and len(a) > 1:
-        share(lambda start, stop: np.matmul(a[start:stop], b[start:stop], out=y[start:stop]), len(a), WORTH * len(a) // work)
+    if longest > 1:
+        before = (slice(None),) * stack.index(longest)
+        share(lambda start, stop: np.matmul(a[at := (*before, slice(start, stop))], b[at], out=y[at]), longest,
+              WORTH * longest // work)
     elif M >= N:
         share(lambda start, stop: np.matmul(a[..., start:stop, :], b, out=y[..., start:stop, :]), M, WORTH * M // work)
     else:
@@ -182,7 +186,7 @@ def _place_of(forward: Callable) -> tuple[str, str]:
 
 # ---- Random numbers: Philox4x32-10, so that NumPy, numba and CUDA give the same bits -------------------------------
 
-STREAMS = {"init": 0, "dropout": 1, "order": 2, "sample": 3}
+STREAMS = {"init": 0, "dropout": 1, "order": 2, "sample": 3, "mask": 4, "augment": 5}
 
 
 def philox(seed: int, stream: int, counter: int, count: int) -> np.ndarray:

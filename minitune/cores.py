@@ -95,13 +95,13 @@ def _serve(queue: SimpleQueue) -> None:
 # ---- BLAS --------------------------------------------------------------------------------------------------------
 
 class _Blas:
-    """The BLAS libraries that are loaded. Inside the `with` block they compute in the calling thread alone."""
+    """The BLAS libraries that are loaded. Inside the `with` block `libraries` compute in the calling thread alone."""
 
     def __init__(self) -> None:
         from threadpoolctl import ThreadpoolController
-        found = ThreadpoolController().select(user_api="blas").lib_controllers
-        apart = any(_limits_threads_apart(library) for library in found)    # NumPy may be using that one
-        self.libraries = [] if apart else [library for library in found if library.get_num_threads()]
+        self.loaded = ThreadpoolController().select(user_api="blas").lib_controllers
+        apart = any(_limits_threads_apart(library) for library in self.loaded)      # NumPy may be using that one
+        self.libraries = [] if apart else [library for library in self.loaded if library.get_num_threads()]
         self.lock, self.users = threading.Lock(), 0
         self.allowed = [1]
 

@@ -178,10 +178,22 @@ INTERVALS = {           # name: (B, T, S, first and last)
 }
 
 
-def attention_case(label: str, heads: int, size: int) -> Case:
+def attention_case(label: str, heads: int, size: int, groups: int | None = None) -> Case:
     B, T, S, (first, last) = INTERVALS[label]
-    q, k, v = numbers(B, T, heads, size), numbers(B, S, heads, size), numbers(B, S, heads, size, low=-1)
-    return Case("attention", f"{label}, {heads} heads of {size}", (q, k, v, first, last))
+    G = groups or heads
+    q, k, v = numbers(B, T, heads, size), numbers(B, S, G, size), numbers(B, S, G, size, low=-1)
+    grouped = f" in {groups} groups" if groups else ""
+    return Case("attention", f"{label}, {heads} heads of {size}{grouped}", (q, k, v, first, last))
+
+
+def lstm_case(label: str, B: int, T: int, inputs: int, hidden: int, starts: list | None = None) -> Case:
+    """`starts` lists the places (b, t) where a document begins."""
+    begins = None
+    if starts is not None:
+        begins = np.zeros((B, T), bool)
+        begins[tuple(zip(*starts))] = True
+    return Case("lstm", label, (numbers(B, T, inputs), numbers(4 * hidden, inputs), numbers(4 * hidden, hidden),
+                                numbers(4 * hidden), numbers(B, hidden), numbers(B, hidden, low=-1), begins))
 
 
 # ---- The table ---------------------------------------------------------------------------------------------------
@@ -214,7 +226,27 @@ PRODUCTS = {
     "stacks": ((2, 3, 4), (2, 4, 5)), "broadcast stacks": ((2, 1, 3, 4), (5, 4, 2)),
     "size 1 stack": ((1, 3, 4), (6, 4, 2)),
 }
+ROTATIONS = {           # (B, T, H), positions, frequencies
+    "one pair": ((1, 3, 1), [[0, 1, 2]], [1.0]), "packed": ((2, 4, 2), [[0, 1, 2, 0], [0, 0, 1, 2]], [1.0, 0.1, 0.01]),
+    "far": ((1, 2, 3), [[100_000, 7]], [0.5, 1e-4]), "no tokens": ((2, 0, 1), np.zeros((2, 0), int), [1.0]),
+}
 ROWS = {"vector": (5,), "one": (1,), "matrix": (3, 4), "one row": (1, 7), "stack": (2, 1, 3), "no rows": (0, 3)}
+
+CONVOLUTIONS = {        # x, weight, settings
+    "3 x 3, bias": ((2, 3, 5, 6), (4, 3, 3, 3), {"padding": 1}), "alone": ((2, 2, 4, 5), (3, 2, 3, 3), {}),
+    "1 x 1, bias": ((2, 3, 3, 2), (2, 3, 1, 1), {}), "uneven filter": ((1, 2, 5, 4), (2, 2, 1, 3), {"padding": 2}),
+    "strides, bias": ((2, 1, 7, 6), (2, 1, 3, 2), {"stride": 2, "padding": 1}),
+    "gaps": ((1, 2, 7, 8), (2, 2, 2, 2), {"stride": 3}), "patches, bias": ((2, 3, 6, 4), (5, 3, 2, 2), {"stride": 2}),
+    "whole image": ((2, 2, 3, 4), (2, 2, 3, 4), {}), "one pixel, bias": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    "no images, bias": ((0, 2, 3, 3), (2, 2, 2, 2), {}),
+    "one pixel, padded": ((1, 1, 1, 1), (2, 1, 3, 3), {"padding": 1, "stride": 5}),
+}
+POOLINGS = {
+    "pairs": ((2, 3, 4, 6), {"size": 2}), "odd": ((1, 2, 5, 7), {"size": 2}), "whole": ((2, 2, 3, 3), {"size": 3}),
+    "overlapping": ((1, 2, 5, 6), {"size": 3, "stride": 2}), "gaps": ((1, 1, 7, 7), {"size": 2, "stride": 3}),
+    "size 1": ((2, 1, 2, 3), {"size": 1}), "no images": ((0, 2, 4, 4), {"size": 2}),
+    "more places than a byte counts": ((1, 1, 17, 16), {"size": 16, "stride": 1}),
+}
 
 CASES: list[Case] = [
     *(Case(name, f"{label}", (numbers(*a), far_from_zero(*b) if name == "div" else numbers(*b, low=-1)))
@@ -226,6 +258,12 @@ CASES: list[Case] = [
 
     *(Case(name, label, (numbers(*shape),)) for name in ("neg", "exp", "tanh", "sigmoid", "gelu")
       for label, shape in SHAPES.items()),
+    *(Case("gelu", f"exact, {label}", (x,), {"approximate": "none"})
+      for label, x in {**{label: numbers(*shape) for label, shape in SHAPES.items()},
+                       "large": np.array([-30.0, -5.0, -1.0, 4.0, 30.0]), "transposed": numbers(3, 5).T}.items()),
+    *(Case("swiglu", label, (numbers(*shape), numbers(*shape, low=-1))) for label, shape in SHAPES.items()),
+    Case("swiglu", "large", (np.array([-30.0, -9.0, 9.0, 30.0]), numbers(4))),
+    Case("swiglu", "transposed", (numbers(3, 5).T, numbers(5, 3))),
     *(Case(name, "large", (np.array([-30.0, -9.0, 9.0, 30.0]),)) for name in ("tanh", "sigmoid", "gelu")),
     *(Case(name, "transposed", (numbers(3, 5).T,)) for name in ("exp", "gelu", "relu")),
     *(Case("relu", label, (far_from_zero(*shape),)) for label, shape in SHAPES.items()),
@@ -269,6 +307,13 @@ CASES: list[Case] = [
     Case("layer_norm", "large eps", (numbers(3, 4), numbers(4), numbers(4, low=-1)), {"eps": np.float64(0.1)}),
     Case("layer_norm", "constant row", (np.ones((1, 3)), numbers(3), numbers(3, low=-1)), {"eps": 1.0}),
 
+    *(Case("rms_norm", label, (numbers(*shape), numbers(shape[-1], low=0.5))) for label, shape in ROWS.items()),
+    Case("rms_norm", "large eps", (numbers(3, 4), numbers(4)), {"eps": np.float64(0.1)}),
+    Case("rms_norm", "a row of zeros", (np.zeros((1, 3)), numbers(3)), {"eps": 1.0}),
+
+    *(Case("rope", label, (numbers(*shape, 2 * len(frequencies)), np.array(positions)), {"frequencies": np.array(frequencies)})
+      for label, (shape, positions, frequencies) in ROTATIONS.items()),
+
     *(Case("linear", f"{label}, {rest}",
            (numbers(*shape), numbers(5, 3), numbers(5) if "bias" in rest else None,
             numbers(*shape[:-1], 5) if "residual" in rest else None))
@@ -284,6 +329,15 @@ CASES: list[Case] = [
     Case("lora_linear", "rank 1", (numbers(4, 3), numbers(2, 3), numbers(2), numbers(1, 3), numbers(2, 1)),
          {"scale": np.float64(0.5)}),
 
+    lstm_case("plain", 2, 3, 3, 2), lstm_case("one token", 2, 1, 2, 3), lstm_case("one unit", 1, 4, 1, 1),
+    lstm_case("documents begin inside", 2, 4, 2, 2, [(0, 2), (1, 1), (1, 3)]),
+    lstm_case("documents begin everywhere", 1, 2, 3, 2, [(0, 0), (0, 1)]),
+
+    *(Case("conv2d", label, (numbers(*x), numbers(*weight), numbers(weight[0]) if "bias" in label else None), settings)
+      for label, (x, weight, settings) in CONVOLUTIONS.items()),
+    *(Case(name, label, (distinct(*shape),), settings) for name in ("max_pool2d", "avg_pool2d")
+      for label, (shape, settings) in POOLINGS.items()),
+
     *(Case("embedding", label, (numbers(5, 3), ids)) for label, ids in {
         "row": np.array([1, 4, 1, 1]), "batch": np.array([[0, 2], [2, 4]]), "scalar": np.array(3), "one": np.array([0]),
         "nothing": np.zeros((0,), int), "small integers": np.array([1, 2], np.uint8),
@@ -294,6 +348,12 @@ CASES: list[Case] = [
       for label, targets in ROWS_OF_TARGETS.items()),
     Case("cross_entropy", "one class", (numbers(3, 1), np.array([0, NO, 0]))),
     Case("cross_entropy", "large", (np.array([[500.0, 0.0], [0.0, 500.0], [-800.0, 800.0]]), np.array([0, 0, 1]))),
+
+    *(Case("binary_cross_entropy", label, (numbers(*np.shape(targets)), np.array(targets))) for label, targets in {
+        "rows": [[0, 1, 1], [1, 0, 0]], "some ignored": [[0, NO, 1], [NO, NO, NO]], "all ignored": [NO, NO], "one": 1,
+        "no rows": np.zeros((0, 3), int), "small integers": np.array([[1], [0]], np.uint8),
+    }.items()),
+    Case("binary_cross_entropy", "large", (np.array([500.0, -500.0, 800.0, -9.0]), np.array([0, 1, 1, 0]))),
 
     *(Case("linear_cross_entropy", f"{label}, bias {bias}",
            (numbers(*np.shape(targets), 3), numbers(4, 3), np.array(targets), numbers(4) if bias else None))
@@ -308,4 +368,6 @@ CASES: list[Case] = [
     *(attention_case(label, heads=2, size=3) for label in INTERVALS),
     attention_case("causal", heads=1, size=1),
     attention_case("right padding", heads=3, size=4),
+    *(attention_case(label, heads=4, size=2, groups=2) for label in INTERVALS),
+    attention_case("packed", heads=3, size=2, groups=1),
 ]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,14 @@ class Library:
 
     def set_num_threads(self, threads):
         self.threads = threads
+
+
+class LoadedLibrary(Library):
+    """A library as threadpoolctl tells of it."""
+
+    def __init__(self, internal_api, threading_layer, threads):
+        super().__init__(None if threads == "None" else int(threads))
+        self.internal_api, self.threading_layer = internal_api, threading_layer
 
 
 @pytest.mark.parametrize("count, least", [(0, 1), (1, 1), (2, 1), (7, 1), (100, 1), (100, 60), (100, 40), (5, 0)])
@@ -106,6 +115,27 @@ def test_as_many_cores_are_used_as_blas_is_allowed():
         pytest.skip("NumPy's BLAS on this machine cannot be limited: it shares its work out itself")
     with blas.limit(limits=1):
         assert cores() == 1
+
+
+@pytest.mark.parametrize("loaded, limited, allowed", [
+    (["openblas pthreads 4", "openblas pthreads 2"], [0, 1], 2),        # the fewest: nobody gets more than it was allowed
+    (["openblas pthreads 4", "openblas openmp 4"], [], 1),              # each thread has limits of its own, in the second
+    (["openblas openmp 4", "mkl intel 4"], [], 1),
+    (["mkl intel 4", "openblas pthreads 3"], [0, 1], 3),                # MKL, with OpenMP too, has one limit for all threads
+    (["openblas pthreads 4", "blis None None"], [0], 4),                # knows no number of threads
+    ([], [], 1),
+])
+def test_of_several_blas_libraries_all_that_have_a_limit_are_limited_or_none(loaded, limited, allowed, monkeypatch):
+    libraries = [LoadedLibrary(*library.split()) for library in loaded]
+    monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: SimpleNamespace(
+        select=lambda user_api: SimpleNamespace(lib_controllers=libraries)))
+    monkeypatch.setattr("minitune.cores._blas", None)
+    before = [library.threads for library in libraries]
+    assert sharing().loaded == libraries and sharing().libraries == [libraries[i] for i in limited]
+    with sharing() as count:
+        assert count == allowed == cores()
+        assert [library.threads for library in libraries] == [1 if i in limited else n for i, n in enumerate(before)]
+    assert [library.threads for library in libraries] == before
 
 
 def in_a_process(code):
@@ -198,3 +228,24 @@ def test_a_shared_product_is_the_whole_product(three_cores, a, b, dtype):
     bound = a.shape[-1] * np.finfo(dtype).eps * (np.abs(a).astype(float) @ np.abs(b).astype(float)) + 1e-300
     assert (np.abs(y - a.astype(float) @ b.astype(float)) <= bound).all()
     np.testing.assert_array_equal(y, backend.matmul(a, b))
+
+
+@pytest.mark.parametrize("stack", [(12,), (1, 12), (2, 6), (6, 2), (1, 1, 3)])
+@pytest.mark.parametrize("b_is_transposed", [False, True])
+def test_a_stack_of_products_is_shared_out_along_its_longest_axis_and_none_is_cut(three_cores, stack, b_is_transposed,
+                                                                                  monkeypatch):
+    *outer, count = stack
+    heads = np.random.default_rng(0).standard_normal((2, *outer, 120, count, 120)).astype(np.float32)
+    a, b = heads.swapaxes(-2, -3)                                       # as in attention: not one block of memory
+    b = b.swapaxes(-1, -2) if b_is_transposed else b
+    multiply, threads = np.matmul, []
+
+    def counted(*arrays, out):
+        threads.append(threading.get_ident())
+        return multiply(*arrays, out=out)
+
+    with ThreadpoolController().select(user_api="blas").limit(limits=1):
+        expected = multiply(a, b)
+        monkeypatch.setattr(np, "matmul", counted)
+        np.testing.assert_array_equal(backend.matmul(a, b), expected)
+    assert len(threads) == len(set(threads)) == 3

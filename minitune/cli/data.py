@@ -45,7 +45,7 @@ def _show_tokens(dataset: Dataset, base: Path) -> None:
     gpt = base_model(base)
     assert gpt.tokenizer is not None
     size = gpt.config.block_size
-    rows = as_set(dataset.train, dataset.kind, gpt.tokenizer, size)
+    rows = as_set(dataset.train, dataset.kind, gpt.tokenizer, size, gpt.causal)
     if isinstance(rows, ExampleSet):
         lengths = sorted(rows.lengths)
     else:

@@ -13,7 +13,8 @@ from ..data import Dataset
 from ..experiments.finetuning import as_set, cut_note, model_folder
 from ..experiments.runner import read_lines
 from ..formats.folder import write_text
-from ..models import GPT, Classifier, from_pretrained
+from ..models import Classifier, from_pretrained
+from ..models.language_model import LanguageModel
 from ..show import training_curves
 from ..train import classification_metrics, evaluate, predict_proba
 from .arguments import add_data, read_data, show_data
@@ -55,7 +56,7 @@ def _own_data(options: Any) -> tuple[Dataset, str]:
     return dataset, options.split or "test"
 
 
-def _other_data(options: Any, model: GPT | Classifier) -> tuple[Dataset, str]:
+def _other_data(options: Any, model: LanguageModel | Classifier) -> tuple[Dataset, str]:
     """The data that DATA names; of a file that holds no splits every row is measured unless a split is asked for."""
     file = Path(options.data).is_file()
     if file and isinstance(model, Classifier) and options.labels is None:
@@ -68,7 +69,7 @@ def _other_data(options: Any, model: GPT | Classifier) -> tuple[Dataset, str]:
     return (replace(dataset, splits={"all": dataset.train}), "all") if whole else (dataset, options.split or "test")
 
 
-def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) -> tuple[dict[str, Any], str]:
+def measure(model: LanguageModel | Classifier, dataset: Dataset, split: str, out: Path) -> tuple[dict[str, Any], str]:
     """(figures, the same as text) of a model on a split; writes evaluation.json and, for a classifier, evaluation.png.
 
     Raises ValueError where the data are not of the model's kind, or their labels not the model's.
@@ -77,10 +78,13 @@ def measure(model: GPT | Classifier, dataset: Dataset, split: str, out: Path) ->
         raise ValueError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
     if isinstance(model, Classifier) and dataset.kind != "classification":
         raise ValueError(f"a classifier cannot be measured on data of kind {dataset.kind!r}: they have no labels")
-    gpt = model.backbone if isinstance(model, Classifier) else model
-    kind = "text" if model is gpt and dataset.kind == "classification" else dataset.kind       # it reads the texts alone
-    size = gpt.config.block_size                                            # type: ignore[attr-defined]
-    rows = as_set(dataset.splits[split], kind, model.tokenizer, size)       # type: ignore[arg-type]
+    if not isinstance(model, (LanguageModel, Classifier)) or model.tokenizer is None:
+        raise ValueError(f"evaluate: expected a classifier of texts or a model that writes, with its tokenizer, got a "
+                         f"{type(model).__name__}. In Python: train.evaluate(model, dataset)")
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    kind = "text" if model is backbone and dataset.kind == "classification" else dataset.kind  # it reads the texts alone
+    size = backbone.config.block_size
+    rows = as_set(dataset.splits[split], kind, model.tokenizer, size, backbone.causal)         # type: ignore[arg-type]
     if isinstance(model, Classifier):
         if tuple(dataset.labels) != model.labels:
             raise ValueError(f"the model's labels are {', '.join(model.labels)}; those of {dataset.name} are "

@@ -11,7 +11,7 @@ from ..experiments import Finetuned, Finetuning, default_base, finetune
 from ..experiments.baseline import require_scikit_learn, tfidf
 from ..experiments.finetuning import TUNING, base_model
 from ..formats.folder import write_text
-from ..models.classifier import POOLINGS
+from ..models.head import POOLINGS
 from .arguments import add_data, natural, positive
 from .evaluate import draw_history, measure
 from .model_card import model_card

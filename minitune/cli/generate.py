@@ -9,7 +9,8 @@ from typing import Any
 from .. import backend
 from ..data import Example, chat_prompt
 from ..experiments.finetuning import model_folder
-from ..models import GPT, from_pretrained
+from ..models import from_pretrained
+from ..models.language_model import LanguageModel
 from .arguments import natural, positive
 from .run_folder import read_record
 
@@ -37,7 +38,7 @@ def add_command(commands: Any) -> None:
 def run(options: Any) -> None:
     """Loads, writes, prints as it comes."""
     model = from_pretrained(model_folder(options.model))
-    if not isinstance(model, GPT):
+    if not isinstance(model, LanguageModel):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which writes no text. Use minitune predict")
     record = read_record(options.model) or read_record(options.model.parent)        # RUN, or RUN/model
     made_of = (record or {}).get("data") or {}

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from .. import __version__, backend
-from ..cores import cores
+from ..cores import cores, sharing
 
 LIMITS = {"openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
           "blis": ("BLIS_NUM_THREADS", "OMP_NUM_THREADS")}      # the first that is set counts
@@ -55,21 +54,19 @@ def _cores_there() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _libraries() -> list[dict[str, Any]]:
-    """The BLAS libraries that are loaded: name, version, number of threads and, of some, the kernels they chose."""
-    return ThreadpoolController().select(user_api="blas").info()
-
-
-def _built_with() -> str:
-    """The BLAS that NumPy was built with; it is asked only where no loaded library tells of itself."""
-    return np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]      # type: ignore[call-overload,index]
-
-
 def _blas() -> str:
-    found = [f"{library['internal_api']} {library['version']}"
-             + (f", {library['architecture']} kernels" if library.get("architecture") else "")
-             + f", threads: {library['num_threads']}" for library in _libraries()]
-    return "; ".join(found) or f"{_built_with()}, which chooses kernels and threads itself"
+    """Each library that is loaded, or else, where none tells of itself, the one that NumPy was built with."""
+    if not sharing().loaded:
+        built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]      # type: ignore[call-overload,index]
+        return f"{built}, which chooses kernels and threads itself"
+    return "; ".join(f"{library.internal_api} {library.version}, "
+                     + (f"{_kernels(library)} kernels, " if _kernels(library) else "")
+                     + f"threads: {library.num_threads}" for library in sharing().loaded)
+
+
+def _kernels(library: Any) -> str | None:
+    """The kernels that a BLAS library chose, of those that tell."""
+    return getattr(library, "architecture", None)
 
 
 def _twins() -> dict[str, str]:
@@ -99,23 +96,24 @@ def warn_of_slow_settings() -> None:
 
 def _slow_settings() -> list[str]:
     """What each does, and the repair."""
-    libraries, there, notes = _libraries(), _cores_there(), []
+    used, there, notes = cores(), _cores_there(), []
     kernels = os.environ.get("OPENBLAS_CORETYPE")
     if kernels:
-        old = [library for library in libraries if library.get("architecture") not in (None, *WITH_AVX512)]
+        old = [library for library in sharing().loaded if _kernels(library) not in (None, *WITH_AVX512)]
         lost = ": about half their speed is lost, as these kernels leave its AVX-512 idle" if old and _has_avx512() else ""
         notes.append(f"OPENBLAS_CORETYPE={kernels} is set, which keeps NumPy from choosing the fastest matrix products for "
                      f"this processor{lost}. Unset it unless you need it.")
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         notes.append("NUMBA_DISABLE_JIT is set: the compiled twins run uncompiled, thousands of times slower. Unset it.")
-    for library in libraries:
-        limit = next((name for name in LIMITS.get(library["internal_api"], ()) if os.environ.get(name)), None)
-        if limit and library["num_threads"] < there:
-            notes.append(f"{limit}={os.environ[limit]} is set, so minitune uses {library['num_threads']} of {there} cores. "
+    for library in sharing().libraries:         # the fewest threads of any of them are minitune's
+        limit = next((name for name in LIMITS.get(library.internal_api, ()) if os.environ.get(name)), None)
+        if limit and library.num_threads == used < there:
+            notes.append(f"{limit}={os.environ[limit]} is set, so minitune uses {used} of {there} cores. "
                          "Unset it unless other work needs the rest.")
-    if not libraries and there > 1:
-        notes.append(f"NumPy's BLAS ({_built_with()}) chooses its threads itself, so minitune's own loops run on 1 of {there} "
-                     'cores. A NumPy with OpenBLAS shares them out: conda install numpy "libblas=*=*openblas".')
+    if not sharing().libraries and there > 1:
+        notes.append(f"NumPy's BLAS chooses its threads itself, so minitune's own loops run on 1 of {there} cores. An OpenBLAS "
+                     'built without OpenMP leaves that to minitune: conda install numpy "libblas=*=*openblas" '
+                     '"libopenblas=*=*pthreads*".')
     return notes
 
 

@@ -37,8 +37,9 @@ def run(options: Any) -> None:
     if not texts:
         raise ValueError('expected texts: minitune predict RUN "a text", or --file FILE')
     model = from_pretrained(model_folder(options.model))
-    if not isinstance(model, Classifier):
-        raise ValueError(f"{options.model} holds a {type(model).__name__}, which predicts no classes. Use minitune generate")
+    if not isinstance(model, Classifier) or model.tokenizer is None:
+        raise ValueError(f"{options.model} holds a {type(model).__name__}, which predicts no classes of texts. Use minitune "
+                         "generate")
     out = options.out or (options.model / f"predictions-{options.file.stem}.csv" if options.file else None)
     if out and out.exists() and not options.out:
         raise ValueError(f"{out} is there already. Move it away, or give --out")

@@ -4,9 +4,13 @@ from .batch import Batch, ClassificationSet, LanguageModelSet
 from .dataset import Dataset, Split, nested_subsets
 from .example import Example, chat_prompt
 from .example_set import ExampleSet
+from .image_set import Augmentation, ImageBatch, ImageSet
 from .images import ImageSplit
+from .labelled_sets import MultipleChoiceSet, TokenClassificationSet
+from .masking import MaskedSet, NextSentenceSet, mask_tokens
 from .sources import load, read
 from .tokenizer import Tokenizer
 
-__all__ = ["Batch", "ClassificationSet", "Dataset", "Example", "ExampleSet", "ImageSplit", "LanguageModelSet", "Split",
-           "Tokenizer", "chat_prompt", "load", "nested_subsets", "read"]
+__all__ = ["Augmentation", "Batch", "ClassificationSet", "Dataset", "Example", "ExampleSet", "ImageBatch", "ImageSet",
+           "ImageSplit", "LanguageModelSet", "MaskedSet", "MultipleChoiceSet", "NextSentenceSet", "Split",
+           "TokenClassificationSet", "Tokenizer", "chat_prompt", "load", "mask_tokens", "nested_subsets", "read"]

@@ -1,6 +1,6 @@
 """Batch: token ids and, for every token, the interval of tokens that it sees. And the two sets that make batches.
 
-Letters: B rows, T time. All arrays of a batch are (B, T) integers, except the targets of a classifier, which are (B,).
+Letters: B rows, T time. All arrays of a batch are (B, T) integers, except the targets of some heads: (B,) for a classifier.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Batch:
     positions: np.ndarray       # (B, T) place in the document, from 0
     first: np.ndarray           # (B, T) the first position seen
     last: np.ndarray            # (B, T) the last position seen
-    targets: np.ndarray         # (B, T) next tokens or (B,) labels; IGNORE where nothing is to be predicted
+    targets: np.ndarray         # (B, T) tokens or (B,) labels, or what a head defines; IGNORE where nothing is to be predicted
+    segments: np.ndarray | None = None      # (B, T) which of a row's texts a token is of, where a model tells them apart
+    related: np.ndarray | None = None       # (B,) whether a row's second text follows its first: 0 yes, 1 no
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +48,12 @@ class Batch:
     def supervised(self) -> int:
         """How many targets count."""
         return int((self.targets != IGNORE).sum())
+
+    @property
+    def next_tokens(self) -> np.ndarray:
+        """(B, T) the token that follows in the same document, IGNORE at its end: what a causal model learns from `ids`."""
+        follows = self.valid[:, :-1] & self.valid[:, 1:] & (self.positions[:, 1:] == self.positions[:, :-1] + 1)
+        return np.pad(np.where(follows, self.ids[:, 1:], IGNORE), ((0, 0), (0, 1)), constant_values=IGNORE)
 
     @classmethod
     def causal(cls, rows: Sequence[Sequence[Document]], labels: Sequence[int] | np.ndarray | None = None,
@@ -79,6 +87,35 @@ class Batch:
                 first[b, start:end], last[b, start:end] = start, np.arange(start, end)
                 start = end
         return cls(ids, positions, first, last, targets if labels is None else np.asarray(labels, int))
+
+    @classmethod
+    def bidirectional(cls, rows: Sequence[Document], labels: Sequence[int] | np.ndarray | None = None,
+                      segments: Sequence[Document] | None = None, targets: Sequence[Document] | None = None,
+                      pad: int = 0) -> Batch:
+        """Rows of one document each, padded on the right; a token sees all of its row.
+
+        `targets` are what is to be predicted at each token, `labels` one for each row; without either there is nothing to
+        predict. `segments` number the texts of a row.
+        Raises ValueError for an empty row, and for labels, segments or targets that do not fit the rows.
+
+        >>> Batch.bidirectional([[5, 6, 7], [8]]).last
+        array([[2, 2, 2],
+               [0, 0, 0]])
+        """
+        batch = cls.causal([[row] for row in rows], labels, pad=pad)
+        batch.last = np.where(batch.valid, batch.last.max(1, keepdims=True), batch.last)
+        batch.segments = None if segments is None else batch._placed("segments", segments, 0)
+        if labels is None:
+            batch.targets = batch._placed("targets", targets or [[IGNORE] * len(row) for row in rows], IGNORE)
+        return batch
+
+    def _placed(self, name: str, rows: Sequence[Document], outside: int) -> np.ndarray:
+        """(B, T): a number of `rows` for each token, `outside` for padding."""
+        placed = np.full(self.ids.shape, outside)
+        if [len(row) for row in rows] != self.valid.sum(1).tolist():
+            raise ValueError(f"Batch.bidirectional: {name} must hold a number for each token of each row")
+        placed[self.valid] = np.concatenate([np.asarray(row, int) for row in rows])
+        return placed
 
     @classmethod
     def of_ids(cls, ids: np.ndarray) -> Batch:
@@ -158,9 +195,13 @@ class LanguageModelSet:
 
 
 class ClassificationSet:
-    """Documents with a label each; a batch pads them on the right to its longest."""
+    """Documents with a label each; a batch pads them on the right to its longest.
 
-    def __init__(self, documents: Sequence[Document], labels: Sequence[int] | np.ndarray, block_size: int) -> None:
+    With `causal` a token sees its document up to itself, else all of it, as BERT's do.
+    """
+
+    def __init__(self, documents: Sequence[Document], labels: Sequence[int] | np.ndarray, block_size: int,
+                 causal: bool = True) -> None:
         if len(documents) != len(labels):
             raise ValueError(f"ClassificationSet: expected as many labels as documents, got {len(labels)} labels and "
                              f"{len(documents)} documents")
@@ -168,21 +209,21 @@ class ClassificationSet:
         if empty:
             raise ValueError(f"ClassificationSet: document {empty[0]} is empty. Leave empty texts out")
         self.documents = [np.asarray(document[:block_size], np.int32) for document in documents]
-        self.labels = np.asarray(labels, int)
+        self.labels, self.causal = np.asarray(labels, int), causal
         self.truncated = [i for i, document in enumerate(documents) if len(document) > block_size]
 
     def __len__(self) -> int:
         return len(self.documents)
 
     @classmethod
-    def from_split(cls, split: Split, tokenizer: Tokenizer, block_size: int) -> ClassificationSet:
-        """The labelled texts of a split as token ids, cut to `block_size` with the end token last; `truncated` lists the rows
-        that were cut."""
+    def from_split(cls, split: Split, tokenizer: Tokenizer, block_size: int, causal: bool = True) -> ClassificationSet:
+        """The labelled texts of a split as token ids between the tokenizer's start and end tokens, cut to `block_size`;
+        `truncated` lists the rows that were cut."""
         if split.labels is None:
             raise ValueError("ClassificationSet.from_split: the split has no labels. Is it the unlabelled one?")
-        encoded = tokenizer.encode_batch(split.texts)
-        whole = cls([[*ids[: block_size - 1], tokenizer.end] for ids in encoded], split.labels, block_size)
-        whole.truncated = [i for i, ids in enumerate(encoded) if len(ids) >= block_size]
+        encoded, room = tokenizer.encode_batch(split.texts), block_size - len(tokenizer.frame([]))
+        whole = cls([tokenizer.frame(ids[:room]) for ids in encoded], split.labels, block_size, causal)
+        whole.truncated = [i for i, ids in enumerate(encoded) if len(ids) > room]
         return whole
 
     @property
@@ -197,10 +238,11 @@ class ClassificationSet:
 
     def subset(self, rows: np.ndarray) -> ClassificationSet:
         """The set of these rows only."""
-        chosen = ClassificationSet([], [], 0)
+        chosen = ClassificationSet([], [], 0, self.causal)
         chosen.documents, chosen.labels = [self.documents[i] for i in rows], self.labels[rows]
         return chosen
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows of these numbers as a Batch, padded to the longest of them."""
-        return Batch.causal([[self.documents[i]] for i in rows], self.labels[rows])
+        documents, labels = [self.documents[i] for i in rows], self.labels[rows]
+        return Batch.causal([[row] for row in documents], labels) if self.causal else Batch.bidirectional(documents, labels)

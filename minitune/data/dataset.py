@@ -128,8 +128,8 @@ class Dataset:
 def nested_subsets(labels: np.ndarray, sizes: Sequence[int], seed: int) -> dict[int, np.ndarray]:
     """Indices (n,) of a class-balanced random subset for each n in `sizes`, every smaller one inside every larger one.
 
-    Classes differ by at most one row. A subset depends on `labels`, its size and `seed`, not on the other sizes.
-    Raises ValueError for a size below the number of classes and for a class with too few rows.
+    Classes differ by at most one row, except that one with too few gives all it has. A subset depends on `labels`, its size
+    and `seed`, not on the other sizes. Raises ValueError for a size below the number of classes or above that of rows.
 
     >>> subsets = nested_subsets(np.array([0, 0, 0, 0, 1, 1, 1, 1]), sizes=[2, 4], seed=0)
     >>> {n: len(rows) for n, rows in subsets.items()}, set(subsets[2]) < set(subsets[4])
@@ -144,14 +144,11 @@ def nested_subsets(labels: np.ndarray, sizes: Sequence[int], seed: int) -> dict[
             f"nested_subsets: every size must be at least the number of classes, {len(classes)}, got {min(sizes)}. "
             "Ask for one label a class or more."
         )
-    rounds = -(-max(sizes) // len(classes))
-    if counts.min() < rounds:
-        raise ValueError(
-            f"nested_subsets: {max(sizes)} labels of {len(classes)} classes need {rounds} rows a class, but class "
-            f"{classes[counts.argmin()]} has {counts.min()}. Ask for at most {counts.min() * len(classes)} labels."
-        )
+    if max(sizes) > len(labels):
+        raise ValueError(f"nested_subsets: {max(sizes)} labels were asked for, but there are {len(labels)}. Ask for fewer.")
     random = np.random.Generator(np.random.PCG64(seed))
-    rows = [random.permutation(np.flatnonzero(labels == label))[:rounds] for label in classes]
-    # Each round deals one row of every class, the classes in random order; a subset is the first n rows dealt.
-    order = np.concatenate([random.permutation(dealt) for dealt in np.stack(rows, axis=1)])
+    rows = [random.permutation(np.flatnonzero(labels == label)) for label in classes]
+    # Each round deals a row of every class that has one left, the classes in random order; a subset is the first n rows dealt.
+    rounds = [[own[i] for own in rows if i < len(own)] for i in range(counts.max())]
+    order = np.concatenate([random.permutation(dealt) for dealt in rounds])
     return {size: order[:size] for size in sizes}

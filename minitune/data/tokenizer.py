@@ -13,6 +13,10 @@ from ..formats.folder import write_text
 
 END = "<|endoftext|>"
 PAD = "<|padding|>"
+START, MASK = "<|start|>", "<|mask|>"
+# How known vocabularies spell (end, padding, start, mask): minitune's and GPT-2's, BERT's, Llama's and RoBERTa's, Llama 3's.
+SPELLINGS = ((END, PAD, START, MASK), ("[SEP]", "[PAD]", "[CLS]", "[MASK]"), ("</s>", "<pad>", "<s>", "<mask>"),
+             ("<|end_of_text|>", "<|finetune_right_pad_id|>", "<|begin_of_text|>", MASK))
 SMALLEST_VOCABULARY = 256 + len((END, PAD))
 
 
@@ -34,8 +38,13 @@ class Tokenizer:
     """The id of the end-of-document token."""
     pad: int | None
     """The id of the padding token, never equal to `end`; None where a loaded file has no padding token."""
+    start: int | None
+    """The id of the token before a document ([CLS] of BERT, <s> of Llama), or None."""
+    mask: int | None
+    """The id of the token that stands for a hidden one, or None."""
 
-    def __init__(self, rules: tokenizers.Tokenizer, end: str = END, pad: str = PAD) -> None:
+    def __init__(self, rules: tokenizers.Tokenizer, end: str = END, pad: str = PAD, start: str = START,
+                 mask: str = MASK) -> None:
         found = rules.token_to_id(end)
         if found is None:
             raise ValueError(
@@ -43,7 +52,7 @@ class Tokenizer:
                 f"{rules.get_vocab_size():,} tokens has none. Name the one it uses: Tokenizer.load(file, end=...)."
             )
         self.end = found
-        self.pad = rules.token_to_id(pad)
+        self.pad, self.start, self.mask = (rules.token_to_id(name) for name in (pad, start, mask))
         if self.pad == self.end:
             raise ValueError(f"Tokenizer: end and pad must be two tokens, got {end!r} for both. Leave pad out.")
         # Files from elsewhere may ask to cut or pad every text; `encode` promises the whole text and nothing else.
@@ -52,9 +61,10 @@ class Tokenizer:
         self._rules = rules
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, progress: bool = False, masked: bool = False) -> Tokenizer:
         """Learn a tokenizer of `vocab_size` tokens (256 bytes, end, padding, merges) from `texts`.
 
+        With `masked` there are a start and a mask token too, for a masked language model.
         The same texts in the same order give the same tokenizer. A pair must occur twice to be merged, so texts with
         too few repetitions give fewer tokens. Raises ValueError when `vocab_size` is below 258, TypeError when `texts`
         is one string.
@@ -74,7 +84,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            special_tokens=[AddedToken(END, special=True), AddedToken(PAD, special=True)],
+            special_tokens=[AddedToken(name, special=True) for name in (END, PAD, START, MASK)[: 4 if masked else 2]],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=progress,
         )
@@ -108,6 +118,10 @@ class Tokenizer:
             ) from error
         return [encoding.ids for encoding in encodings]
 
+    def frame(self, ids: Sequence[int]) -> list[int]:
+        """A document as a model reads it: the start token, where there is one, `ids`, and the end token."""
+        return [*([] if self.start is None else [self.start]), *ids, self.end]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens left out; bytes that are no UTF-8 (a character cut in two) become U+FFFD.
 
@@ -130,10 +144,11 @@ class Tokenizer:
         write_text(Path(file), self._rules.to_str(pretty=True))
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str], end: str = END, pad: str = PAD) -> Tokenizer:
-        """Read a `tokenizer.json`, from `save` or from Hugging Face, whose special tokens are spelled `end` and `pad`.
+    def load(cls, file: str | os.PathLike[str], end: str | None = None, pad: str | None = None) -> Tokenizer:
+        """Read a `tokenizer.json`, from `save` or from Hugging Face.
 
-        GPT-2's file has no padding token: `pad` is then None, not `end`, because whoever finds a row's last token by
+        The special tokens are those of minitune, GPT-2, BERT, RoBERTa or Llama, whichever the file has, unless `end` and `pad`
+        name two. GPT-2's file has no padding token: `pad` is then None, not `end`, because whoever finds a row's last token by
         its padding would lose the end token too. Raises FileNotFoundError, and ValueError for a file of another kind
         or without the end token.
         """
@@ -145,7 +160,8 @@ class Tokenizer:
                 f"Tokenizer.load: expected a Hugging Face tokenizer.json, but {file} is none ({error}). "
                 "Is it a vocab.json or another model's file?"
             ) from error
-        return cls(rules, end, pad)
+        known = next((names for names in SPELLINGS if rules.token_to_id(names[0]) is not None), SPELLINGS[0])
+        return cls(rules, end or known[0], pad or known[1], *known[2:])
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, end={self.end}, pad={self.pad})"

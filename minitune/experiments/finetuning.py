@@ -6,17 +6,21 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import backend
 from ..data import ClassificationSet, Dataset, ExampleSet, LanguageModelSet, Split, Tokenizer
-from ..models import GPT, Classifier, from_pretrained
+from ..models import BERT, Classifier, from_pretrained
+from ..models.language_model import LanguageModel
 from ..train import Trainer
 from ..train.evaluate import BatchSet
 from ..tune import Certificate, FreezeConfig, FullConfig, LoRAConfig, Report, apply, merge
 from ..tune.apply import Method
+from ..tune.patterns import backbone_of
 
+Backbone = LanguageModel | BERT
 TUNING: dict[str, Method] = {"frozen": FreezeConfig(), "full": FullConfig(), "lora": LoRAConfig(r=8, lora_alpha=16)}
 ENOUGH = 100                                    # validation rows to choose a classifier's epoch by; fewer choose badly
 RATES = {"frozen": 1e-2, "full": 1e-3, "lora": 1e-2}           # at 128 channels; a wider model takes a lower one
@@ -55,24 +59,25 @@ class Finetuning:
 class Finetuned:
     """What `finetune` made: the model, with adapters merged; how it was trained; what a person should be told."""
 
-    model: GPT | Classifier
+    model: LanguageModel | Classifier
     trainer: Trainer
     report: Report
     certificate: Certificate | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def base_model(base: str | Path | GPT) -> GPT:
-    """The GPT with its tokenizer in a model or run folder, or a copy of the given one; of a classifier, what is under its head.
+def base_model(base: str | Path | Backbone) -> Backbone:
+    """The model with its tokenizer in a model or run folder, or a copy of the given one; of a head, what is under it.
 
     Raises FileNotFoundError for a folder without a model, ValueError for a model without a tokenizer.
     """
     model = from_pretrained(model_folder(base)) if isinstance(base, (str, Path)) else deepcopy(base)
-    gpt = model.backbone if isinstance(model, Classifier) else model
-    if not isinstance(gpt, GPT) or model.tokenizer is None:
-        raise ValueError(f"finetune: the base must be a GPT with its tokenizer, tokenizer.json in its folder, got {base}")
-    gpt.tokenizer = model.tokenizer
-    return gpt
+    backbone = backbone_of(model)
+    if not isinstance(backbone, (LanguageModel, BERT)) or model.tokenizer is None:
+        raise ValueError("finetune: the base must be a model of texts, such as a GPT, with its tokenizer, tokenizer.json in "
+                         f"its folder, got {base}")
+    backbone.tokenizer = model.tokenizer
+    return backbone
 
 
 def model_folder(folder: str | Path) -> Path:
@@ -81,13 +86,17 @@ def model_folder(folder: str | Path) -> Path:
     return inside if (inside / "config.json").exists() else Path(folder)
 
 
-def as_set(split: Split, kind: str, tokenizer: Tokenizer, block_size: int) -> ClassificationSet | ExampleSet | LanguageModelSet:
+def as_set(split: Split, kind: str, tokenizer: Tokenizer, block_size: int,
+           causal: bool = True) -> ClassificationSet | ExampleSet | LanguageModelSet:
     """What a model reads of a split of this kind; what is too long is cut, and the set's `truncated` says which.
 
-    Raises ValueError for a kind that is no text.
+    Raises ValueError for a kind that is no text, and for texts to write where the model is not causal.
     """
     if kind == "classification":
-        return ClassificationSet.from_split(split, tokenizer, block_size)
+        return ClassificationSet.from_split(split, tokenizer, block_size, causal)
+    if not causal:
+        raise ValueError("finetune: a model that reads in both directions, as BERT, writes no text and needs labelled texts, "
+                         f"got a data set of kind {kind!r}")
     if kind == "text":
         documents = [[*ids, tokenizer.end] for ids in tokenizer.encode_batch(split.texts)]
         return LanguageModelSet(documents, min(block_size, sum(map(len, documents))))     # little text makes one shorter row
@@ -97,11 +106,11 @@ def as_set(split: Split, kind: str, tokenizer: Tokenizer, block_size: int) -> Cl
     return ExampleSet(split.examples, tokenizer, block_size, truncate=True)
 
 
-def finetune(dataset: Dataset, base: str | Path | GPT, settings: Finetuning | None = None, out: str | Path | None = None,
+def finetune(dataset: Dataset, base: str | Path | Backbone, settings: Finetuning | None = None, out: str | Path | None = None,
              resume: bool = False, progress: bool = True) -> Finetuned:
     """Tunes the model in the folder `base` on a data set: a classifier where it has labels, else a language model.
 
-    Texts are learned whole, of prompts and chats the answers only. A GPT given as `base` is copied: it stays as it is. With
+    Texts are learned whole, of prompts and chats the answers only. A model given as `base` is copied: it stays as it is. With
     `out`, history and checkpoints are written there, and `resume` goes on from the last. LoRA's adapters are merged at the
     end, checked on a probe. Raises ValueError for a base, data or settings that do not fit.
     """
@@ -110,16 +119,16 @@ def finetune(dataset: Dataset, base: str | Path | GPT, settings: Finetuning | No
         raise ValueError("finetune: with method='frozen' a new head alone trains, and a language model gets none. Take 'lora' "
                          "or 'full'")
     backend.seed(settings.seed)
-    gpt = base_model(base)
-    model = Classifier(gpt, dataset.labels, settings.pooling) if dataset.kind == "classification" else gpt
+    backbone = base_model(base)
+    model: Any = Classifier(backbone, dataset.labels, settings.pooling) if dataset.kind == "classification" else backbone
     report = apply(model, TUNING[settings.method])
-    train, valid, notes = _sets(dataset, gpt)
+    train, valid, notes = _sets(dataset, backbone)
     steps = ceil(len(train) / (settings.batch_size * settings.accumulate))
     choose = valid is not None and (dataset.kind != "classification" or len(valid) >= ENOUGH)
     if valid and not choose:
         notes.append(f"{len(valid):,} validation rows are too few to choose an epoch by: the last weights are kept")
     trainer = Trainer(model, train, valid, steps=steps * settings.epochs, batch_size=settings.batch_size,
-                      lr=settings.lr or RATES[settings.method] * 128 / gpt.config.n_embd, accumulate=settings.accumulate,
+                      lr=settings.lr or RATES[settings.method] * 128 / backbone.config.n_embd, accumulate=settings.accumulate,
                       evaluate_every=steps, keep_best=choose, patience=settings.patience if choose else None,
                       ema=settings.ema, out=out, progress="fine-tuning" if progress else False)
     trainer.fit(resume=resume)
@@ -130,11 +139,10 @@ def finetune(dataset: Dataset, base: str | Path | GPT, settings: Finetuning | No
     return made
 
 
-def _sets(dataset: Dataset, gpt: GPT) -> tuple[BatchSet, BatchSet | None, list[str]]:
+def _sets(dataset: Dataset, backbone: Backbone) -> tuple[BatchSet, BatchSet | None, list[str]]:
     """(train, valid or None, what a person should be told about them)."""
-    assert gpt.tokenizer is not None
-    size = gpt.config.block_size
-    sets = {name: as_set(dataset.splits[name], dataset.kind, gpt.tokenizer, size)       # type: ignore[arg-type]
+    tokenizer, size, causal = backbone.tokenizer, backbone.config.block_size, backbone.causal
+    sets = {name: as_set(dataset.splits[name], dataset.kind, tokenizer, size, causal)       # type: ignore[arg-type]
             for name in ("train", "valid") if name in dataset.splits}
     notes = [f"{name}: {note}" for name, rows in sets.items() if (note := cut_note(rows, len(dataset.splits[name]), size))]
     if "valid" not in sets:

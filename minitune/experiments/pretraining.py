@@ -74,7 +74,7 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
 def default_base(progress: bool = True) -> Path:
     """The folder of a small GPT pre-trained on "pydocs": made once, in two to three minutes, and kept in the user's cache."""
     folder = cache_folder() / f"base-{__version__}-python-{python_version()}"       # each Python brings texts of its own
-    with _one_at_a_time(folder.with_suffix(".lock")):       # runs side by side wait for the first, then find its model
+    with _one_at_a_time(folder.with_name(folder.name + ".lock")):     # runs side by side wait for the first
         if not (folder / "model.safetensors").exists():
             pretrain(load("pydocs"), folder, BASE, progress)
     return folder

@@ -20,13 +20,14 @@ import numpy as np
 
 from .. import __version__, backend
 from ..data import ClassificationSet, Dataset, nested_subsets
-from ..models import GPT, Classifier, from_pretrained
+from ..models import Classifier, from_pretrained
 from ..ops import gelu
 from ..optim import constant
 from ..tensor import Tensor
 from ..train import Trainer, predict
 from ..tune import FullConfig, apply
 from ..tune.apply import Method
+from ..tune.patterns import backbone_of
 from .baseline import require_scikit_learn, tfidf
 from .finetuning import TUNING
 from .results import BASELINE, SCRATCH, Results
@@ -92,7 +93,7 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
                       progress: bool = True) -> Results:
     """Trains every method on every label count with every seed and returns the results, written to `out` as they come.
 
-    `backbone` is the folder of a pre-trained GPT with its tokenizer; "scratch" starts from new weights of the same
+    `backbone` is the folder of a pre-trained model of texts with its tokenizer; "scratch" starts from new weights of the same
     sizes. `methods` maps names to tuning methods; their rates stand in `protocol.rates`. sweep.jsonl holds the runs
     that chose the rates, results.jsonl the others, a line a run. Called again it goes on where it stopped.
     With `workers` > 1 runs go side by side in other processes: call it under `if __name__ == "__main__":`.
@@ -182,10 +183,10 @@ def _at_the_edge(best: Mapping[tuple[str, int], float], protocol: Protocol) -> l
 def make_task(dataset: Dataset, backbone: str | Path, methods: Mapping[str, Method], protocol: Protocol) -> Task:
     """Encodes the splits for the pre-trained model in the folder `backbone`."""
     model = from_pretrained(backbone)
-    if not isinstance(model, GPT) or model.tokenizer is None:
-        raise ValueError(f"sample_efficiency: {backbone} must hold a GPT with its tokenizer.json")
-    block_size = model.config.block_size
-    train, valid, test = (ClassificationSet.from_split(split, model.tokenizer, block_size)
+    if model.tokenizer is None:
+        raise ValueError(f"sample_efficiency: {backbone} must hold a model of texts with its tokenizer.json")
+    block_size = backbone_of(model).config.block_size
+    train, valid, test = (ClassificationSet.from_split(split, model.tokenizer, block_size, model.causal)
                           for split in (dataset.train, dataset.valid, dataset.test))
     texts = {"train": dataset.train.texts, "valid": dataset.valid.texts, "test": dataset.test.texts}
     return Task(str(backbone), dataset.labels, train, valid, test, texts, methods, protocol)
@@ -238,9 +239,9 @@ def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, 
 
 
 def _model(task: Task, method: str) -> Classifier:
-    pretrained = from_pretrained(task.folder)
-    assert isinstance(pretrained, GPT)
-    model = Classifier(GPT(pretrained.config) if method == SCRATCH else pretrained, task.labels, task.protocol.pooling)
+    pretrained = backbone_of(from_pretrained(task.folder))
+    backbone = type(pretrained)(pretrained.config) if method == SCRATCH else pretrained
+    model = Classifier(backbone, task.labels, task.protocol.pooling)
     apply(model, task.methods[method])
     return model
 

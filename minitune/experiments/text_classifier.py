@@ -126,7 +126,7 @@ class TextClassifier:
 def texts_as_set(model: Classifier, texts: list[str]) -> ClassificationSet:
     """Texts without labels as a set that `predict_proba` reads."""
     return ClassificationSet.from_split(Split(texts, np.zeros(len(texts), int)), model.tokenizer,       # type: ignore[arg-type]
-                                        model.backbone.config.block_size)                               # type: ignore[attr-defined]
+                                        model.backbone.config.block_size, model.causal)
 
 
 def _texts(X: Any) -> list[str]:

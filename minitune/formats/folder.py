@@ -1,10 +1,12 @@
-"""A model folder on disk: config.json and model.safetensors. Knows names and arrays, and no model class."""
+"""A model folder on disk: config.json and model.safetensors, whole or in shards. Knows names and arrays, and no model class."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -91,48 +93,147 @@ def _digest(state: str, tensors: dict[str, np.ndarray]) -> str:
 def read_tensors(file: str | Path) -> dict[str, np.ndarray]:
     """Reads named arrays; bfloat16, which NumPy has not, comes as float32, which holds it exactly.
 
-    Raises FileNotFoundError or, where the file is damaged, ValueError.
+    Raises FileNotFoundError or, where the file is damaged or holds numbers that are not read, ValueError.
     """
     try:
         with safe_open(file, "np") as stored:
-            halves = [name for name in stored.keys() if stored.get_slice(name).get_dtype() == "BF16"]
-        if halves:
-            return {name: _array(view) for name, view in deserialize(Path(file).read_bytes())}
-        return load_file(file)
+            types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}
+        if strange := [f"{name} ({kind})" for name, kind in types.items() if kind not in DTYPES]:
+            raise ValueError(f"{file}: holds numbers that are not read: {', '.join(strange[:6])}. Expected {', '.join(DTYPES)}")
+        if "BF16" not in types.values():
+            return load_file(file)
+        return {name: _array(view) for name, view in deserialize(Path(file).read_bytes())}
     except SafetensorError as damage:
-        raise ValueError(f"{file}: not a whole safetensors file ({damage}). Was a download cut off?") from damage
+        with open(file, "rb") as opened:
+            start = opened.read(9)
+        pickled = re.match(rb"PK|\x80[\x02-\x05]", start) and start[8:] not in (b"", b"{")
+        reason = ("It looks like a pickle, which runs code when read: such files are not opened" if pickled
+                  else "Was a download cut off?")
+        raise ValueError(f"{file}: not a whole safetensors file ({damage}). {reason}") from damage
+
+
+DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+          "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
 
 
 def _array(view: dict[str, Any]) -> np.ndarray:
+    numbers = np.frombuffer(view["data"], DTYPES[view["dtype"]])
     if view["dtype"] == "BF16":                 # the upper half of a float32
-        return (np.frombuffer(view["data"], "<u2").astype(np.uint32) << 16).view(np.float32).reshape(view["shape"])
-    names = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
-    return np.frombuffer(view["data"], names[view["dtype"]]).reshape(view["shape"])
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.reshape(view["shape"])
+
+
+# ---- Model folders -----------------------------------------------------------------------------------------------------
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def write_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray],
-                others: dict[str, Callable[[Path], Any]]) -> None:
-    """Writes a model's config.json, model.safetensors and the files `others` ({name: what writes it}): all or none."""
-    text = json.dumps(config, indent=2) + "\n"
-    files = {"config.json": lambda file: file.write_text(text, encoding="utf-8"), **others,
-             "model.safetensors": lambda file: _save(tensors, file)}        # last: where it stands, the folder is whole
-    write_together({Path(folder) / name: write for name, write in files.items()})
+                others: Mapping[str, Callable[[Path], Any]], max_shard_bytes: int | None = None) -> None:
+    """Writes a model's config.json, model.safetensors and the files `others` ({name: what writes it}): all or none.
+
+    Arrays of more than `max_shard_bytes` together go into several files of at most so many, an array by itself where it is
+    larger, and an index tells which array is where. Weights of a model that was in the folder before are then removed.
+    """
+    shards = _shards(tensors, max_shard_bytes)
+    files = {CONFIG: _writes(config), **others}
+    if len(shards) == 1:
+        files[WEIGHTS] = lambda file: _save(tensors, file)
+    else:
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        files |= {name: partial(_save, shard) for name, shard in zip(names, shards, strict=True)}
+        files[INDEX] = _writes({"metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
+                                "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard}})
+    write_together({Path(folder) / name: write for name, write in files.items()})   # weights or index last: the folder is whole
+    for file in Path(folder).iterdir():
+        if file.name not in files and (file.name in (WEIGHTS, INDEX) or SHARD.fullmatch(file.name)):
+            file.unlink()
+
+
+def _writes(value: Any) -> Callable[[Path], Any]:
+    return lambda file: file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(tensors: dict[str, np.ndarray], most: int | None) -> list[dict[str, np.ndarray]]:
+    """The arrays in their order, in as few parts of at most so many bytes as that order allows."""
+    if most is not None and (not isinstance(most, int) or most < 1):
+        raise ValueError(f"save_pretrained: max_shard_bytes must be a positive integer or None, got {most!r}")
+    shards: list[dict[str, np.ndarray]] = [{}]
+    room = most
+    for name, array in tensors.items():
+        if most is not None and room is not None and array.nbytes > room and shards[-1]:
+            shards.append({})
+            room = most
+        shards[-1][name] = array
+        room = None if room is None else room - array.nbytes
+    return shards
 
 
 def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(config, tensors) of a model folder. Nothing in the folder is executed; pickled weights are not read.
 
-    Raises FileNotFoundError where one of the two files is missing, ValueError where one is damaged.
+    Raises FileNotFoundError where a file is missing, ValueError where one is damaged.
     """
-    config_file, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-    for file in (config_file, weights):
-        if not file.exists():
-            raise FileNotFoundError(f"from_pretrained: {file} is missing. A model folder holds config.json and "
-                                    "model.safetensors; pickled weights (pytorch_model.bin) are not read")
+    folder = Path(folder)
+    if not (folder / CONFIG).exists():
+        raise FileNotFoundError(_missing(folder, CONFIG))
+    if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
+        raise FileNotFoundError(_missing(folder, WEIGHTS))
+    config = read_json(folder / CONFIG)
+    if "auto_map" in config:
+        raise ValueError(f"{folder / CONFIG}: auto_map asks for code that comes with the folder, {config['auto_map']!r:.60}. "
+                         "Code from a model folder is never executed. Remove the key if the model is one that minitune knows")
+    return config, read_tensors(folder / WEIGHTS) if (folder / WEIGHTS).exists() else _read_shards(folder)
+
+
+def _missing(folder: Path, name: str) -> str:
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    found = f"; the folder holds {', '.join(pickles[:6])}. Let whoever made them save safetensors" if pickles else ""
+    return (f"from_pretrained: {folder / name} is missing. A model folder holds config.json and model.safetensors; pickled "
+            f"weights (pytorch_model.bin) are not read, since reading them runs code{found}")
+
+
+def _read_shards(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of all shards, each where the index says and nowhere else."""
+    file = folder / INDEX
+    places = read_json(file).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{file}: expected a weight_map from the arrays' names to files")
+    names = sorted(set(places.values()))
+    if outside := [name for name in names if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)]:
+        raise ValueError(f"{file}: names what is no safetensors file of this folder: {', '.join(map(repr, outside[:6]))}")
+    if gone := [name for name in names if not (folder / name).exists()]:
+        raise FileNotFoundError(f"from_pretrained: {file} names files that are missing: {', '.join(gone[:6])}. Was a download "
+                                "cut off?")
+    tensors: dict[str, np.ndarray] = {}
+    wrong = []
+    for name in names:
+        held = read_tensors(folder / name)
+        wrong += [f"{key}: not in {name}, where the index has it" for key in places if places[key] == name and key not in held]
+        wrong += [f"{key}: in {name}, where the index " + (f"has it in {places[key]}" if key in places else "does not name it")
+                  for key in held if places.get(key) != name]
+        tensors |= held
+    if wrong:
+        raise ValueError(f"{file}: the index and the files do not agree:\n  " + "\n  ".join(wrong))
+    return tensors
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises ValueError where it holds anything else, or a name twice."""
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as damage:
-        raise ValueError(f"{config_file}: not valid JSON ({damage})") from damage
-    if not isinstance(config, dict):
-        raise ValueError(f"{config_file}: expected a JSON object with the model's sizes, got {type(config).__name__}")
-    return config, read_tensors(weights)
+        value = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as damage:
+        raise ValueError(f"{file}: not valid JSON ({damage})") from damage
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return value

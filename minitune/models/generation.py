@@ -96,6 +96,10 @@ class Generative:
     config: Any
     tokenizer: Tokenizer | None
 
+    def new_cache(self, length: int) -> Any:
+        """What keeps the `length` tokens read so far, for `features(batch, cache)`; `keep(rows)` drops the other rows."""
+        return KVCache(length)
+
     def generate(self, prompt: Prompt | Sequence[Prompt], max_new_tokens: int = 100, *, temperature: float = 1.0,
                  top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0,
                  stop: str | Sequence[str] = (), cache: bool = True) -> str | list[str]:
@@ -252,7 +256,7 @@ class _Rows:
     def _logits(self, rows: np.ndarray) -> np.ndarray:
         """Float64 (B, V) of the next token of these rows."""
         batch = self._batch(rows)
-        with self.model.evaluating(self.parts), sharing():  # left before the next piece is given out
+        with self.model.evaluating(), sharing():  # left before the next piece is given out
             logits = self.model.head(self.model.features(batch, self.cache)[:, -1]).numpy().astype(np.float64)
         if not np.isfinite(logits).all():
             raise FloatingPointError("generate: the model's logits are not finite. Did its training diverge?")
@@ -272,8 +276,7 @@ class _Rows:
                 del window[: -max(1, size // 2)]
         batch = Batch.causal([[window] for window in windows], side="left")
         self.width = batch.ids.shape[1]
-        self.cache = KVCache(size) if self.cached else None
-        self.parts = [part for _, part in self.model.named_modules()]       # looked for once a cache
+        self.cache = self.model.new_cache(size) if self.cached else None
         return batch
 
 

@@ -8,25 +8,43 @@ from typing import Any
 import numpy as np
 
 from ..data import Tokenizer
+from ..formats.family import Family
 from ..formats.folder import write_model
+from ..formats.own import OwnFamily
 
 
 class Pretrained:
-    """Gives a model `save_pretrained` and `tokenizer`, the Tokenizer that is saved beside its weights (or None)."""
+    """Gives a model `save_pretrained` and `tokenizer`, the Tokenizer that is saved beside its weights (or None).
+
+    A backbone names its `family`, the form on disk; a head its `kind` and, in `settings`, what its constructor takes
+    beside the backbone.
+    """
 
     tokenizer: Tokenizer | None = None
+    family: Family | OwnFamily
+    kind: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this head, beside the backbone; a backbone has none."""
+        return {}
 
     def to_hugging_face(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(config, tensors) in Hugging Face's names; each model defines its own."""
-        raise NotImplementedError(f"{type(self).__name__} has no form on disk yet")
+        """(config, tensors) in Hugging Face's names, or in minitune's where Hugging Face has no such model.
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json, model.safetensors and, where the model has one, tokenizer.json.
-
-        The files are written under temporary names and renamed when all are whole.
         Raises ValueError for a model with adapters in it: merge or remove them first.
         """
+        backbone: Any = getattr(self, "backbone", self)
+        state = self.state_dict()                       # type: ignore[attr-defined]
+        return backbone.family.write(backbone.config, state, self.kind, self.settings())
+
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> None:
+        """Writes config.json, model.safetensors and, where the model has one, tokenizer.json.
+
+        Weights of more than `max_shard_bytes` go into several files with an index. All files are written under temporary
+        names and renamed when they are whole. Raises ValueError as `to_hugging_face`.
+        """
         config, tensors = self.to_hugging_face()
-        end, pad = (self.tokenizer.end, self.tokenizer.pad) if self.tokenizer else (None, None)
-        config |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
-        write_model(folder, config, tensors, {"tokenizer.json": self.tokenizer.save} if self.tokenizer else {})
+        start, end, pad = (self.tokenizer.start, self.tokenizer.end, self.tokenizer.pad) if self.tokenizer else (None,) * 3
+        config |= {"bos_token_id": end if start is None else start, "eos_token_id": end, "pad_token_id": pad}
+        others = {"tokenizer.json": self.tokenizer.save} if self.tokenizer else {}
+        write_model(folder, config, tensors, others, max_shard_bytes)

@@ -1,4 +1,4 @@
-"""The layers with parameters of their own: Linear, Embedding, LayerNorm; and Dropout."""
+"""The layers with parameters of their own: Linear, Embedding, LayerNorm, RMSNorm; and Dropout."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C)"""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """Root mean square normalisation over the last axis. weight (C,) starts at 1."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        self.weight, self.eps = filled((channels,), 1.0), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> (..., C)"""
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class Dropout(Module):

@@ -83,12 +83,9 @@ class Module:
         return self.train(False)
 
     @contextmanager
-    def evaluating(self, parts: list[Module] | None = None) -> Iterator[None]:
-        """Inside this block dropout is off and nothing is recorded; afterwards every part is in its own mode again.
-
-        `parts` are all modules in here, from whoever calls this often and has listed them once.
-        """
-        modes = [(part, part.training) for part in parts or [part for _, part in self.named_modules()]]
+    def evaluating(self) -> Iterator[None]:
+        """Inside this block dropout is off and nothing is recorded; afterwards every part is in its own mode again."""
+        modes = [(part, part.training) for _, part in self.named_modules()]
         for part, _ in modes:
             part.training = False
         try:

@@ -28,6 +28,10 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=True)
         self.decays = decays
 
+    def parameters(self) -> Iterator[Parameter]:
+        """Itself: a layer group may hold a parameter beside modules."""
+        yield self
+
 
 @contextmanager
 def shapes_only() -> Iterator[None]:

@@ -5,6 +5,7 @@ Letters: B batch, T time, C channels, H heads, D = C / H.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
@@ -17,39 +18,57 @@ from .module import Module
 
 
 class Attention(Module):
-    """Self-attention with H heads; query, key, value and output are Linear layers of their own."""
+    """Self-attention with H heads; query, key, value and output are Linear layers of their own.
 
-    def __init__(self, channels: int, heads: int, output_std: float = 0.02) -> None:
-        if channels % heads:
+    With fewer `kv_heads` than heads, each key and value is shared by H / kv_heads queries (Ainslie et al. 2023, GQA:
+    Training generalized multi-query transformer models from multi-head checkpoints, section 2.2).
+    """
+
+    def __init__(self, channels: int, heads: int, kv_heads: int | None = None, bias: bool = True,
+                 head_size: int | None = None, output_std: float = 0.02) -> None:
+        kv_heads = kv_heads or heads
+        if head_size is None and channels % heads:
             raise ValueError(f"Attention: heads must divide channels, got {channels} channels and {heads} heads")
-        self.heads = heads
-        self.query, self.key, self.value = (Linear(channels, channels) for _ in range(3))
-        self.output = Linear(channels, channels, std=output_std)
+        if heads % kv_heads:
+            raise ValueError(f"Attention: kv_heads must divide heads, got {heads} heads and {kv_heads} kv_heads")
+        D = head_size or channels // heads
+        self.heads, self.kv_heads = heads, kv_heads
+        self.query = Linear(channels, heads * D, bias)
+        self.key, self.value = (Linear(channels, kv_heads * D, bias) for _ in range(2))
+        self.output = Linear(heads * D, channels, bias, output_std)
 
-    def forward(self, x: Tensor, first: Array, last: Array, residual: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, first: Array, last: Array, residual: Tensor | None = None, cache: KVCache | None = None,
+                rotate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """x (B, T, C); position t of row b sees first[b, t] .. last[b, t] -> (B, T, C)
 
-        With a cache, x follows the tokens it holds, and the intervals count from the first of these.
+        With a cache, x follows the tokens it holds, and the intervals count from the first of these. `rotate` puts the
+        positions into queries and keys, (B, T, heads, D) each, where the model has no position embedding.
         """
-        B, T, C = x.shape
-        q, k, v = (layer(x).reshape(B, T, self.heads, -1) for layer in (self.query, self.key, self.value))  # (B, T, H, D)
+        B, T, _ = x.shape
+        q = self.query(x).reshape(B, T, self.heads, -1)                     # (B, T, H, D)
+        k, v = (layer(x).reshape(B, T, self.kv_heads, -1) for layer in (self.key, self.value))
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
         if cache is not None:
-            k, v = cache.append(self, k, v)                                 # (B, S, H, D)
+            k, v = cache.append(self, k, v)                                 # (B, S, kv_heads, D)
         mixed = ops.attention(q, k, v, first, last)                         # (B, T, H, D)
-        return self.output(mixed.reshape(B, T, C), residual)                # (B, T, C)
+        return self.output(mixed.reshape(B, T, -1), residual)               # (B, T, C)
 
 
 class MLP(Module):
-    """down(gelu(up(x))), with four times as many channels between."""
+    """down(gelu(up(x))), with `hidden` channels between, four times as many as outside unless told otherwise.
 
-    def __init__(self, channels: int, output_std: float = 0.02) -> None:
-        self.up = Linear(channels, 4 * channels)
-        self.down = Linear(4 * channels, channels, std=output_std)
+    `approximate` says which gelu: "tanh" (GPT-2) or "none", the exact one (BERT, ViT).
+    """
+
+    def __init__(self, channels: int, hidden: int | None = None, approximate: str = "tanh", output_std: float = 0.02) -> None:
+        hidden = hidden or 4 * channels
+        self.up, self.down = Linear(channels, hidden), Linear(hidden, channels, std=output_std)
+        self.approximate = approximate
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., C) -> (..., C)"""
-        return self.down(ops.gelu(self.up(x)), residual)
+        return self.down(ops.gelu(self.up(x), self.approximate), residual)
 
 
 class TransformerBlock(Module):
@@ -59,12 +78,13 @@ class TransformerBlock(Module):
     Source: Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
     """
 
-    def __init__(self, channels: int, heads: int, n_layer: int, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, heads: int, n_layer: int, dropout: float = 0.0, hidden: int | None = None,
+                 eps: float = 1e-5, approximate: str = "tanh") -> None:
         output_std = 0.02 / sqrt(2 * n_layer)
-        self.attention_norm = LayerNorm(channels)
-        self.attention = Attention(channels, heads, output_std)
-        self.mlp_norm = LayerNorm(channels)
-        self.mlp = MLP(channels, output_std)
+        self.attention_norm = LayerNorm(channels, eps)
+        self.attention = Attention(channels, heads, output_std=output_std)
+        self.mlp_norm = LayerNorm(channels, eps)
+        self.mlp = MLP(channels, hidden, approximate, output_std)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, first: Array, last: Array, cache: KVCache | None = None) -> Tensor:
@@ -86,6 +106,7 @@ class TransformerBlock(Module):
         kinds = [Attention, MLP, *2 * [LayerNorm], *6 * [Linear]]
         plain = all(type(layer) is kind and "forward" not in vars(layer)
                     for layer, kind in zip([part, self.mlp, *layers], kinds, strict=True))
+        plain = plain and self.mlp.approximate == "tanh"
         if not plain or not mode.kernels or mode.recording or mode.checking or self.dropout.p and self.training:
             return None
         twin = twins_in(device_of(x.data), "transformer")

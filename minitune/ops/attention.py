@@ -14,16 +14,21 @@ QUERIES = 256       # queries whose weights are held at a time
 def attention(q: Tensor, k: Tensor, v: Tensor, first: Array, last: Array) -> Tensor:
     """Every query takes the mean of the values it sees, weighted by how well their keys match it.
 
-    y[b, t, h] = sum over s of p[t, s] v[b, s, h], p[t] = softmax over first[b, t] <= s <= last[b, t] of q k^T / sqrt(D).
+    y[b, t, h] = sum over s of p[t, s] v[b, s, g], p[t] = softmax over first[b, t] <= s <= last[b, t] of q k^T / sqrt(D).
     Causal, bidirectional, padded, packed and windowed attention are all such intervals. Where first > last a query sees
-    nothing: its output and gradients are 0.
-    Shapes: q (B, T, H, D), k and v (B, S, H, D), first and last integers (B, T) -> (B, T, H, D)
+    nothing: its output and gradients are 0. Keys and values may have fewer heads, each for a group of H / G neighbouring
+    heads of queries: g = h // (H / G).
+    Shapes: q (B, T, H, D), k and v (B, S, G, D), first and last integers (B, T) -> (B, T, H, D)
     Raises ValueError where shapes do not fit or an interval leaves 0 .. S - 1.
-    Source: Vaswani et al. 2017, Attention is all you need, equation 1.
+    Source: Vaswani et al. 2017, Attention is all you need, equation 1; groups: Ainslie et al. 2023, GQA: Training generalized
+    multi-query transformer models from multi-head checkpoints, section 2.2.
     """
-    if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
-        raise ValueError("attention: expected q (B, T, H, D) and k, v (B, S, H, D), "
+    if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
+        raise ValueError("attention: expected q (B, T, H, D) and k, v (B, S, G, D), "
                          f"got {q.shape}, {k.shape}, {v.shape}. Are heads and time swapped?")
+    if not k.shape[2] or q.shape[2] % k.shape[2]:
+        raise ValueError(f"attention: the G = {k.shape[2]} heads of k and v must divide the H = {q.shape[2]} heads of q. "
+                         "Are heads and time swapped?")
     for name, bound in ("first", first), ("last", last):
         if bound.shape != q.shape[:2] or bound.dtype.kind not in "iu":
             raise ValueError(f"attention: {name} must be integers (B, T) = {q.shape[:2]}, got {bound.dtype} {bound.shape}")
@@ -35,26 +40,31 @@ def attention(q: Tensor, k: Tensor, v: Tensor, first: Array, last: Array) -> Ten
 
 
 def attention_forward(q, k, v, first, last, *, needs):
-    """A block of queries at a time, so that the (B, H, T, S) weights are never held as a whole."""
-    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))                         # (B, H, T or S, D)
+    """A block of queries at a time, so that the (B, H, T, S) weights are never held as a whole.
+
+    The queries that share a head of keys stand in one row, the n = H / G of a token side by side: they see the same interval.
+    """
+    shape, n = q.shape, q.shape[2] // k.shape[2]
+    q, k, v = _grouped(q, n), k.swapaxes(1, 2), v.swapaxes(1, 2)            # (B, G, T n, D), (B, G, S, D)
+    first, last = first.repeat(n, 1), last.repeat(n, 1)                     # (B, T n)
     y = array_module(q).empty_like(q)
     for block in _blocks(q):
         y[:, :, block] = product(_weights(q[:, :, block], k, first[:, block], last[:, block]), v)
-    return y.swapaxes(1, 2), (q, k, v if needs.q or needs.k else None, first, last)
+    return _ungrouped(y, shape), (q, k, v if needs.q or needs.k else None, first, last, n)
 
 
-def attention_backward(grad, q, k, v, first, last, *, needs):
+def attention_backward(grad, q, k, v, first, last, n, *, needs):
     """The weights are made again, block by block: cheaper than keeping them, if T is long."""
-    xp, grad, scale = array_module(q), grad.swapaxes(1, 2), 1 / sqrt(q.shape[-1])
+    xp, shape, grad, scale = array_module(q), grad.shape, _grouped(grad, n), 1 / sqrt(q.shape[-1])
     grad_q = xp.empty_like(q) if needs.q else None
     grad_k = xp.zeros_like(k) if needs.k else None
     grad_v = xp.zeros_like(k) if needs.v else None
     for block in _blocks(q):
-        p = _weights(q[:, :, block], k, first[:, block], last[:, block])    # (B, H, block, S)
+        p = _weights(q[:, :, block], k, first[:, block], last[:, block])    # (B, G, block, S)
         if needs.v:
             grad_v += product(p.swapaxes(-1, -2), grad[:, :, block])
         if needs.q or needs.k:
-            grad_scores = product(grad[:, :, block], v.swapaxes(-1, -2))    # (B, H, block, S), d loss / d p so far
+            grad_scores = product(grad[:, :, block], v.swapaxes(-1, -2))    # (B, G, block, S), d loss / d p so far
             grad_scores -= (grad_scores * p).sum(-1, keepdims=True)
             grad_scores *= p
             grad_scores *= scale
@@ -62,7 +72,20 @@ def attention_backward(grad, q, k, v, first, last, *, needs):
             grad_q[:, :, block] = product(grad_scores, k)
         if needs.k:
             grad_k += product(grad_scores.swapaxes(-1, -2), q[:, :, block])
-    return *(None if g is None else g.swapaxes(1, 2) for g in (grad_q, grad_k, grad_v)), None, None
+    grad_q = _ungrouped(grad_q, shape) if needs.q else None
+    return grad_q, *(None if g is None else g.swapaxes(1, 2) for g in (grad_k, grad_v)), None, None
+
+
+def _grouped(q, n):
+    """(B, T, G n, D) -> (B, G, T n, D): queries n t .. n t + n - 1 of a group are those of token t."""
+    B, T, H, D = q.shape
+    return q.reshape(B, T, H // n, n, D).swapaxes(1, 2).reshape(B, H // n, T * n, D)
+
+
+def _ungrouped(y, shape):
+    B, T, H, D = shape
+    G = y.shape[1]
+    return y.reshape(B, G, T, H // G, D).swapaxes(1, 2).reshape(shape)
 
 
 def _blocks(q):

@@ -1,9 +1,10 @@
-"""cross_entropy: sum over rows of log(sum(e^z)) - z[target], for logits z."""
+"""cross_entropy: sum over rows of log(sum(e^z)) - z[target], for logits z; binary_cross_entropy: each logit a question."""
 
 from __future__ import annotations
 
 from ..backend import Array, array_module
 from ..tensor import Tensor, apply
+from .elementwise import sigmoid_forward
 from .reductions import logsumexp
 
 IGNORE = -100       # the target of a row that is not supervised, as in PyTorch
@@ -48,3 +49,29 @@ def cross_entropy_backward(grad, log_p, kept, at_target, shape, *, needs):
     grad_logits = xp.zeros((len(kept), shape[-1]), p.dtype)
     grad_logits[kept] = p * grad
     return grad_logits.reshape(shape), None
+
+
+def binary_cross_entropy(logits: Tensor, targets: Array) -> Tensor:
+    """The sum over all logits z of -log sigmoid(z) where the target is 1, -log(1 - sigmoid(z)) where it is 0.
+
+    Each logit answers a question of its own, as one label of several. Where the target is IGNORE (-100) it counts nothing.
+    It is a sum, not a mean: who calls divides by the count that is meant. Shapes: logits (...), targets the same -> ()
+    Raises ValueError where targets do not fit.
+
+    >>> binary_cross_entropy(Tensor([0.0, 100.0, 5.0]), np.array([0, 1, -100])).item()      # log 2
+    0.6931471824645996
+    """
+    check_targets("binary_cross_entropy", targets, logits.shape, 2)
+    return apply(binary_cross_entropy_forward, binary_cross_entropy_backward, logits, targets)
+
+
+def binary_cross_entropy_forward(logits, targets, *, needs):
+    xp, kept, right = array_module(logits), targets != IGNORE, targets == 1
+    wrong = xp.where(right, -logits, logits)                                # how strongly the other answer is given
+    losses = xp.maximum(wrong, 0) + xp.log1p(xp.exp(-abs(wrong)))           # log(1 + e^wrong)
+    slope = xp.where(kept, sigmoid_forward(logits, needs=needs)[0] - right, 0)
+    return losses[kept].sum(), (slope,)
+
+
+def binary_cross_entropy_backward(grad, slope, *, needs):
+    return grad * slope, None

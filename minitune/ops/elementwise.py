@@ -10,6 +10,7 @@ import numpy as np
 
 from ..backend import Array, array_module
 from ..tensor import Tensor, apply
+from .erf import erfc
 
 GELU_SCALE, GELU_CUBIC = square_root(2 / pi), 0.044715
 
@@ -224,14 +225,23 @@ def relu_backward(grad, positive, *, needs):
     return (grad * positive,)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """y = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), the form that GPT-2 uses.
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """y = x times the probability that a standard normal number is below x, or an approximation of it by tanh.
 
+    approximate="none": y = x / 2 * (1 + erf(x / sqrt(2))), as in BERT and ViT;
+    approximate="tanh": y = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), as in GPT-2.
+    Raises ValueError where `approximate` is neither.
     Source: Hendrycks and Gimpel 2016, Gaussian Error Linear Units, section 2.
 
     >>> gelu(Tensor([0.0, 1.0])).numpy().round(4)
     array([0.    , 0.8412], dtype=float32)
+    >>> gelu(Tensor([0.0, 1.0]), approximate="none").numpy().round(4)
+    array([0.    , 0.8413], dtype=float32)
     """
+    if approximate == "none":
+        return apply(gelu_erf_forward, gelu_erf_backward, x)
+    if approximate != "tanh":
+        raise ValueError(f"gelu: approximate must be 'tanh' or 'none', got {approximate!r}")
     return apply(gelu_forward, gelu_backward, x)
 
 
@@ -243,3 +253,12 @@ def gelu_forward(x, *, needs):
 def gelu_backward(grad, x, t, *, needs):
     inner = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)                       # d (tanh's argument) / d x
     return (grad * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner),)
+
+
+def gelu_erf_forward(x, *, needs):
+    return 0.5 * x * erfc(x * -square_root(0.5)), (x,)                      # 1 + erf(z) = erfc(-z), and no digits are lost
+
+
+def gelu_erf_backward(grad, x, *, needs):
+    density = array_module(x).exp(-0.5 * x * x) * (1 / square_root(2 * pi))
+    return (grad * (0.5 * erfc(x * -square_root(0.5)) + x * density),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import exp
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -46,17 +46,23 @@ def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str
     return means if "error" in means else means | {"perplexity": exp(min(means["loss"], 700.0))}     # e^710 overflows
 
 
-def predict_proba(model: Module, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
-    """The probability of every class for every row, (N, K) float64: e^logits / sum(e^logits), in the order of the rows."""
-    probabilities = np.empty((len(dataset), len(model.labels)))     # type: ignore[attr-defined]
+def predict_proba(model: Any, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
+    """The probability of every class for every row, (N, K) float64, in the order of the rows: the head's `probabilities`.
+
+    Raises TypeError for a model whose rows have no classes of their own, such as a language model.
+    """
+    if not hasattr(model, "probabilities"):
+        raise TypeError(f"predict_proba: expected a model that classifies whole rows, got {type(model).__name__}. Its logits "
+                        "are model(batch)")
+    if not len(dataset):
+        return np.empty((0, model.head.weight.shape[0]))
     with model.evaluating():
-        for rows, batch in _batches(dataset, batch_size):
-            logits = model(batch).numpy().astype(np.float64)
-            exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-            probabilities[rows] = exponentials / exponentials.sum(-1, keepdims=True)
-    return probabilities
+        parts = [(rows, model.probabilities(model(batch).numpy())) for rows, batch in _batches(dataset, batch_size)]
+    order = np.concatenate([rows for rows, _ in parts])
+    return np.concatenate([probabilities for _, probabilities in parts])[np.argsort(order)]
 
 
-def predict(model: Module, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
-    """The number of the most likely class of every row, (N,) integers."""
-    return predict_proba(model, dataset, batch_size).argmax(-1)
+def predict(model: Any, dataset: BatchSet, batch_size: int = 32) -> np.ndarray:
+    """The number of the most likely class of every row, (N,) integers; of several labels a row, which it has, (N, K) 0 or 1."""
+    probabilities = predict_proba(model, dataset, batch_size)
+    return (probabilities > 0.5).astype(int) if getattr(model, "independent", False) else probabilities.argmax(-1)

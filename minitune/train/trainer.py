@@ -1,4 +1,4 @@
-"""Trainer: one visible loop. It knows a model only by its loss, and a set only by its batches."""
+"""Trainer: one visible loop, and what may happen beside it. It knows a model only by its loss, a set only by its batches."""
 
 from __future__ import annotations
 
@@ -21,12 +21,27 @@ from ..optim import SCHEDULES, AdamW, Optimizer, Schedule, clip_grad_norm
 from ..tune import audit, require_held
 from .anomaly import not_finite, what_went_wrong
 from .average import WeightAverage
-from .callbacks import Callback
 from .checkpoint import checkpoints, clear_unfinished, restore, save_checkpoint, settings_of
 from .evaluate import BatchSet, evaluate
 from .history import Best, History
 from .interruption import deferred_signals
 from .memory import peak_mb
+
+
+class Callback:
+    """Three events of a training, each of which does nothing unless a subclass says what.
+
+    A training that is resumed makes its callbacks anew: what one remembers must follow from `trainer.step`.
+    """
+
+    def on_step_begin(self, trainer: Trainer) -> None:
+        """Before every step of the optimizer; `trainer.step` is its number, from 0."""
+
+    def on_evaluate(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """After every evaluation; `row` is the history's new row and may be added to."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """When training has ended, for whatever reason."""
 
 
 def _score(measured: dict[str, float]) -> tuple[float, float]:

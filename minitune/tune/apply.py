@@ -28,5 +28,6 @@ def apply(model: Module, method: Method) -> Report:
         raise TypeError(f"tune.apply: expected a method such as LoRAConfig(r=8) or FreezeConfig(), got {method!r}")
     method.install(model)
     for part in new_parts(model):               # a new head always trains
-        part.requires_grad_(True)
+        for parameter in part.parameters():
+            parameter.requires_grad = True
     return report(model)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
-from ..nn import Linear, Module
+from ..nn import Linear, Module, Parameter
 
 Patterns = str | Sequence[str]
 
 
-def backbone_of(model: Module) -> Module:
+def backbone_of(model: Any) -> Any:
     """The pre-trained part: a classifier's backbone, or the model itself where it has no head of its own."""
     return getattr(model, "backbone", model)
 
 
-def new_parts(model: Module) -> list[Module]:
+def new_parts(model: Module) -> list[Module | Parameter]:
     """The parts that are new and therefore always train: everything beside the backbone."""
-    return [] if backbone_of(model) is model else [part for _, part in model.children() if part is not backbone_of(model)]
+    backbone = backbone_of(model)
+    parts = [part for part in vars(model).values() if isinstance(part, (Module, Parameter)) and part is not backbone]
+    return [] if backbone is model else parts
 
 
 def match(names: Iterable[str], patterns: Patterns, caller: str) -> list[str]:
@@ -68,8 +71,8 @@ def match_linear(model: Module, patterns: Patterns, caller: str) -> dict[str, Li
     linear = {name: part for name, part in model.named_modules() if isinstance(part, Linear) and id(part) in ours}
     if not linear:
         raise ValueError(f"{caller}: the backbone has no linear layers")
-    if patterns == "all-linear":
-        return linear
+    if patterns == "all-linear":                # but the output matrix, as in PEFT
+        return {name: layer for name, layer in linear.items() if layer is not getattr(backbone_of(model), "output", None)}
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = {name for name in linear if inside(name, match(names, pattern, caller))}

@@ -189,7 +189,7 @@ def test_a_run_that_has_ended_resumes_to_the_same(run_folder):
     (["pretrain", "--resume", "--out", "{run}"], "holds no pretrain to resume"),
     (["finetune", "--resume", "--out", "{new}"], "holds no finetune to resume"),
     (["predict", "{run}"], "expected texts"), (["generate", "{run}", "x"], "writes no text. Use minitune predict"),
-    (["predict", "{base}", "x"], "predicts no classes. Use minitune generate"), (["predict", "{new}", "x"], "is missing"),
+    (["predict", "{base}", "x"], "predicts no classes of texts. Use minitune generate"), (["predict", "{new}", "x"], "is missing"),
     (["evaluate", "{run}", "--split", "tset"], "no split 'tset'; it has train, valid, test"),
     (["evaluate", "{base}"], "no run's folder, or its run has not ended, so DATA must be given"),
     (["sample-efficiency", "{csv}", "--base", "{base}", "--sizes", "4", "--out", "{run}"], "holds a run of finetune"),

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from minitune import backend, cli
 from minitune.cli import info
 
 VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-FASTEST = {"internal_api": "openblas", "version": "0.3.31", "architecture": "SkylakeX", "num_threads": 8}
+FASTEST = {"internal_api": "openblas", "version": "0.3.31", "architecture": "SkylakeX", "threading_layer": "pthreads",
+           "num_threads": 8}
 
 
 @pytest.fixture
@@ -23,7 +25,9 @@ def shown(monkeypatch, capsys):
     monkeypatch.setattr(info, "_cores_there", lambda: 8)
 
     def show(libraries, **variables):
-        monkeypatch.setattr(info, "_libraries", lambda: libraries)
+        found = SimpleNamespace(lib_controllers=[loaded(**library) for library in libraries])
+        monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: SimpleNamespace(select=lambda user_api: found))
+        monkeypatch.setattr("minitune.cores._blas", None)           # what minitune decides, it decides of these
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         assert cli.main(["info"]) == 0
@@ -31,6 +35,13 @@ def shown(monkeypatch, capsys):
         return ({line[:14].strip(): line[15:] for line in lines if not line.startswith("Note")},
                 [line for line in lines if line.startswith("Note")])
     return show
+
+
+def loaded(num_threads, **details):
+    """A BLAS library as threadpoolctl controls it."""
+    library = SimpleNamespace(num_threads=num_threads, get_num_threads=lambda: library.num_threads,
+                              set_num_threads=lambda threads: setattr(library, "num_threads", threads), **details)
+    return library
 
 
 def test_a_process_of_its_own_shows_the_machine_and_warns_of_inherited_settings():
@@ -76,13 +87,25 @@ def test_kernels_that_were_chosen_by_hand_are_noted_with_what_they_cost(architec
 def test_fewer_threads_than_cores_are_noted_once_with_the_variable_that_counts(library, variables, counts, shown):
     slow = {"internal_api": library, "version": "1", "num_threads": 2}      # twice: NumPy and SciPy each bring their own
     rows, (note,) = shown([slow, slow], **dict.fromkeys(variables, "2"))
+    assert rows["cores"] == "8, minitune uses 2"
     assert note.startswith(f"Note: {counts}=2 is set, so minitune uses 2 of 8 cores") and "Unset it" in note
     assert rows["BLAS"] == f"{library} 1, threads: 2; {library} 1, threads: 2"
 
 
-def test_a_blas_that_cannot_be_limited_is_noted_with_a_repair(shown):
-    rows, (note,) = shown([])
-    assert "chooses kernels and threads itself" in rows["BLAS"]
+def test_of_two_limits_the_one_that_counts_is_noted(shown):
+    other = {"internal_api": "mkl", "version": "1", "num_threads": 4}
+    _, (note,) = shown([other, FASTEST | {"num_threads": 2}], MKL_NUM_THREADS="4", OPENBLAS_NUM_THREADS="2")
+    assert note.startswith("Note: OPENBLAS_NUM_THREADS=2 is set, so minitune uses 2 of 8 cores")
+
+
+@pytest.mark.parametrize("libraries, blas", [
+    ([], "chooses kernels and threads itself"),
+    ([FASTEST | {"threading_layer": "openmp"}], "openblas 0.3.31, SkylakeX kernels, threads: 8"),
+    ([FASTEST, FASTEST | {"threading_layer": "openmp"}], "threads: 8; openblas"),
+])
+def test_a_blas_that_minitune_cannot_limit_is_noted_with_a_repair(libraries, blas, shown):
+    rows, (note,) = shown(libraries, OMP_NUM_THREADS="8")
+    assert blas in rows["BLAS"] and rows["cores"] == "8, minitune uses 1"
     assert "run on 1 of 8 cores" in note and "conda install" in note
 
 

@@ -146,3 +146,30 @@ def test_a_subset_holds_the_asked_rows_in_their_order():
 def test_labels_and_documents_that_differ_in_number_raise():
     with pytest.raises(ValueError, match="expected as many labels as documents, got 1 labels and 2 documents"):
         ClassificationSet([[1], [2]], [0], block_size=4)
+
+
+def test_bidirectional_rows_see_all_of_themselves_and_no_padding():
+    batch = Batch.bidirectional([[5, 6, 7], [8]], segments=[[0, 0, 1], [0]], targets=[[IGNORE, 9, IGNORE], [4]])
+    assert batch.first[batch.valid].tolist() == [0] * 4 and batch.last.tolist() == [[2, 2, 2], [0, 0, 0]]
+    assert batch.valid.tolist() == [[True] * 3, [True, False, False]]
+    assert batch.segments.tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert batch.targets.tolist() == [[IGNORE, 9, IGNORE], [4, IGNORE, IGNORE]] and batch.supervised == 2
+    assert Batch.bidirectional([[5], [6]], labels=[1, 0]).targets.tolist() == [1, 0]
+    assert Batch.bidirectional([[5, 6]]).supervised == 0
+
+
+@pytest.mark.parametrize("name", ["segments", "targets"])
+def test_bidirectional_wants_a_number_for_each_token(name):
+    with pytest.raises(ValueError, match=f"bidirectional: {name} must hold a number for each token"):
+        Batch.bidirectional([[5, 6], [7]], **{name: [[0, 1], [0, 1]]})
+
+
+def test_next_tokens_are_those_of_the_same_document():
+    batch = Batch.causal([DOCUMENTS, [[3, 4]]], labels=[0, 1])
+    assert batch.next_tokens.tolist() == [[6, 7, IGNORE, 9, IGNORE], [4, IGNORE, IGNORE, IGNORE, IGNORE]]
+    assert Batch.causal([DOCUMENTS]).next_tokens.tolist() == Batch.causal([DOCUMENTS]).targets.tolist()
+
+
+def test_a_set_for_a_model_that_is_not_causal_sees_whole_documents():
+    dataset = ClassificationSet(DOCUMENTS, [0, 1], 8, causal=False)
+    assert dataset.subset(np.array([0])).batch(np.array([0])).last.tolist() == [[2, 2, 2]]

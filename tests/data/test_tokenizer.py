@@ -151,15 +151,15 @@ def test_load_without_a_padding_token_as_gpt2(tokenizer, tmp_path):
 
 def test_load_under_other_names_and_without_an_end(tokenizer, tmp_path):
     def rename_end(content):
-        content["added_tokens"][0]["content"] = "</s>"
-        content["model"]["vocab"]["</s>"] = content["model"]["vocab"].pop(END)
+        content["added_tokens"][0]["content"] = "<fin>"
+        content["model"]["vocab"]["<fin>"] = content["model"]["vocab"].pop(END)
 
     file = stored(tokenizer, tmp_path, rename_end)
-    assert Tokenizer.load(file, end="</s>").end == tokenizer.end
+    assert Tokenizer.load(file, end="<fin>").end == tokenizer.end
     with pytest.raises(ValueError, match=r"has none.*end=\.\.\."):
         Tokenizer.load(file)
     with pytest.raises(ValueError, match="two tokens"):
-        Tokenizer.load(file, end="</s>", pad="</s>")
+        Tokenizer.load(file, end="<fin>", pad="<fin>")
 
 
 def test_load_drops_truncation_and_padding(tokenizer, tmp_path):
@@ -180,3 +180,26 @@ def test_load_of_something_else(tmp_path):
         Tokenizer.load(tmp_path / "vocab.json")
     with pytest.raises(FileNotFoundError):
         Tokenizer.load(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("end, start, mask", [("[SEP]", "[CLS]", "[MASK]"), ("</s>", "<s>", None),
+                                              ("<|end_of_text|>", "<|begin_of_text|>", None)])
+def test_load_knows_the_special_tokens_of_other_families(tokenizer, tmp_path, end, start, mask):
+    def rename(content):
+        for old, new in zip((END, PAD), (end, start)):
+            content["added_tokens"][(END, PAD).index(old)]["content"] = new
+            content["model"]["vocab"][new] = content["model"]["vocab"].pop(old)
+        if mask:
+            content["model"]["vocab"][mask] = content["model"]["vocab"].pop("z")
+            content["added_tokens"].append(dict(content["added_tokens"][0], content=mask, id=content["model"]["vocab"][mask]))
+
+    loaded = Tokenizer.load(stored(tokenizer, tmp_path, rename))
+    assert (loaded.end, loaded.start) == (tokenizer.end, tokenizer.pad) and (loaded.mask is None) == (mask is None)
+    assert loaded.frame([7, 8]) == [loaded.start, 7, 8, loaded.end]
+
+
+def test_a_tokenizer_for_masked_models_has_a_start_and_a_mask_token():
+    masked = Tokenizer.train(["to be or not to be"] * 9, vocab_size=264, masked=True)
+    assert (masked.end, masked.pad, masked.start, masked.mask) == (0, 1, 2, 3)
+    assert masked.frame([9]) == [2, 9, 0] and masked.decode([2, *masked.encode("to be"), 3, 0]) == "to be"
+    assert Tokenizer.train(["to be or not to be"] * 9, vocab_size=264).frame([9]) == [9, 0]

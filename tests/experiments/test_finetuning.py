@@ -137,7 +137,7 @@ def test_a_base_that_cannot_be_tuned_is_told(toy, backbone, tmp_path):
     copytree(backbone, tmp_path / "silent")
     (tmp_path / "silent" / "tokenizer.json").unlink()
     for base in (tmp_path / "silent", from_pretrained(tmp_path / "silent"), None):
-        with pytest.raises(ValueError, match="finetune: the base must be a GPT with its tokenizer, .* got"):
+        with pytest.raises(ValueError, match="finetune: the base must be a model of texts, .* got"):
             tune(toy, base)
 
 

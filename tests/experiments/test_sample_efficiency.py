@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from minitune import tune
+from minitune.data import Tokenizer
 from minitune.experiments import Protocol, pretrain, sample_efficiency
 from minitune.experiments.runner import read_lines
 from minitune.experiments.sample_efficiency import METHODS, make_task, run_one
+from minitune.models import BERT, BERTConfig, MaskedLanguageModel
 
 from .conftest import TINY
 
@@ -85,7 +87,7 @@ def test_errors(toy, backbone, tmp_path):
         sample_efficiency(toy, backbone, tmp_path, PROTOCOL, methods={"dora": tune.FullConfig()})
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         sample_efficiency(toy, tmp_path / "nothing", tmp_path, PROTOCOL, progress=False)
-    with pytest.raises(ValueError, match="Ask for at most 40 labels"):
+    with pytest.raises(ValueError, match="but there are 40. Ask for fewer"):
         sample_efficiency(toy, backbone, tmp_path, replace(PROTOCOL, sizes=(4, 400)), progress=False)
 
 
@@ -120,3 +122,16 @@ def test_a_missing_scikit_learn_is_told_before_any_run(toy, backbone, tmp_path, 
     monkeypatch.setattr(MODULE, "run_one", lambda task, spec: pytest.fail("a run was begun"))
     with pytest.raises(ImportError, match="baseline=False"):
         sample_efficiency(toy, backbone, tmp_path, PROTOCOL, progress=False)
+
+
+def test_a_bert_under_a_masked_language_model_is_tuned_as_one_that_sees_both_sides(toy, tmp_path):
+    tokenizer = Tokenizer.train(toy.train.texts, 300, masked=True)
+    model = MaskedLanguageModel(BERT(BERTConfig(tokenizer.vocab_size, 16, 1, 2, 16)))
+    model.tokenizer = tokenizer
+    model.save_pretrained(tmp_path / "bert")
+    task = make_task(toy, tmp_path / "bert", METHODS, PROTOCOL)
+    batch = task.train.batch([0])
+    assert (batch.last == batch.ids.shape[1] - 1).all() and batch.ids[0, 0] == tokenizer.start
+    results = sample_efficiency(toy, tmp_path / "bert", tmp_path / "out", replace(PROTOCOL, sizes=(4,), scratch_sizes=()),
+                                progress=False)
+    assert results.mean("total_parameters", "scratch", 4) == results.mean("total_parameters", "full", 4)

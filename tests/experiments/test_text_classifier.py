@@ -187,7 +187,7 @@ def test_texts_and_labels_that_cannot_be_used_are_told_with_their_row(X, y, mess
     ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"lr": 0.0}, "lr must be above 0, got 0.0. None takes the method's usual rate"),
-    ({"pooling": "first"}, "pooling must be one of last, mean, max, concat, got 'first'"),
+    ({"pooling": "cls"}, "pooling must be one of first, last, mean, max, concat, got 'cls'"),
 ])
 def test_settings_that_cannot_work_are_told(settings, message, new, texts, words):
     with pytest.raises(ValueError, match=message):

@@ -217,10 +217,9 @@ def test_a_model_that_computes_something_else_is_refused_by_name(tmp_path, setti
 
 
 def test_a_model_of_another_family_is_refused(tmp_path):
-    config = transformers.BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                                     intermediate_size=16)
-    transformers.BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type is 'bert', expected 'gpt2'"):
+    config = transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type is 't5', expected one of gpt2, bert, llama, vit"):
         models.from_pretrained(tmp_path)
 
 

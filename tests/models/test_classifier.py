@@ -6,12 +6,13 @@ import pytest
 import minitune as mt
 from minitune import models
 from minitune.data import Batch, ClassificationSet, LanguageModelSet
-from minitune.models.classifier import POOLINGS
+from minitune.models.head import POOLINGS
 from minitune.tensor import Tensor
 
 ROWS, LABELS = [[3, 1, 4, 1, 5], [9, 2, 6], [5]], [2, 0, 1]
 
 EXPLICIT = {                                    # tokens (T of this row, C) -> the pooled row
+    "first": lambda tokens: tokens[0],
     "last": lambda tokens: tokens[-1],
     "mean": lambda tokens: tokens.mean(0),
     "max": lambda tokens: tokens.max(0),
@@ -89,9 +90,9 @@ def test_labels_that_make_no_choice_are_told(labels):
         classifier(labels=labels)
 
 
-@pytest.mark.parametrize("pooling", ["first", "", None])
+@pytest.mark.parametrize("pooling", ["firstly", "cls"])
 def test_an_unknown_pooling_is_told_with_those_that_are_known(pooling):
-    with pytest.raises(ValueError, match=f"Classifier: pooling must be one of last, mean, max, concat, got {pooling!r}"):
+    with pytest.raises(ValueError, match=f"Classifier: pooling must be one of first, last, mean, max, concat, got {pooling!r}"):
         classifier(pooling)
 
 

@@ -169,7 +169,8 @@ def test_a_prompt_may_be_read_in_parts():
     model, batch = gpt(), Batch.causal([[[3, 1, 4, 1, 5]], [[9, 2]]], side="left")
     cache = KVCache(5)
     with model.evaluating():
-        parts = [model.features(Batch(*(getattr(batch, name)[:, part] for name in Batch.__slots__)), cache).numpy()
+        arrays = [batch.ids, batch.positions, batch.first, batch.last, batch.targets]
+        parts = [model.features(Batch(*(array[:, part] for array in arrays)), cache).numpy()
                  for part in (slice(0, 2), slice(2, 3), slice(3, 5))]
     np.testing.assert_allclose(np.concatenate(parts, 1), model.features(batch).numpy(), 1e-10, 1e-12)   # some roundings
 

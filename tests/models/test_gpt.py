@@ -112,5 +112,5 @@ def test_a_dropout_that_is_no_probability_is_told(dropout):
 
 
 def test_heads_that_do_not_divide_the_channels_are_told():
-    with pytest.raises(ValueError, match="heads must divide channels, got 6 channels and 4 heads"):
+    with pytest.raises(ValueError, match="GPTConfig: n_head must divide n_embd, got 4 and 6"):
         gpt(n_head=4)

@@ -9,7 +9,7 @@ import pytest
 
 from minitune import models
 from minitune.data import Batch
-from minitune.models.classifier import POOLINGS
+from minitune.models.head import POOLINGS
 
 RTOL, ATOL = 1e-10, 1e-12
 DOCUMENTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3]]

@@ -1,4 +1,6 @@
-"""from_pretrained: a tokenizer that is not the model's is refused."""
+"""from_pretrained: the tokenizer beside the model, and one that is not the model's."""
+
+import json
 
 import pytest
 
@@ -26,3 +28,20 @@ def saved(kind, vocab_size, folder):
     model.tokenizer = Tokenizer.train(["low lower lowest"] * 10, vocab_size=265)
     model.save_pretrained(folder)
     return models.from_pretrained(folder)
+
+
+def test_the_start_token_is_told_where_there_is_one(tmp_path):
+    for masked in False, True:
+        model = models.BERT(models.BERTConfig(270, 8, 1, 1, 4))
+        model.tokenizer = Tokenizer.train(["low lower lowest"] * 10, vocab_size=267, masked=masked)
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        loaded = models.from_pretrained(tmp_path).tokenizer
+        assert config["bos_token_id"] == (loaded.start if masked else loaded.end)
+        assert (config["eos_token_id"], config["pad_token_id"]) == (loaded.end, loaded.pad)
+
+
+def test_a_tokenizer_beside_images_is_left_alone(tmp_path):
+    models.CNN(models.CNNConfig(8, widths=(4,))).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert models.from_pretrained(tmp_path).tokenizer is None

@@ -25,8 +25,8 @@ def in_float64(module):
 
 @pytest.mark.parametrize("make, inputs", [
     (lambda: nn.Linear(3, 2), (2, 3)), (lambda: nn.Linear(3, 2, bias=False), (1, 4, 3)),
-    (lambda: nn.LayerNorm(3), (2, 3)), (lambda: nn.MLP(2), (3, 2)),
-], ids=["Linear", "without bias", "LayerNorm", "MLP"])
+    (lambda: nn.LayerNorm(3), (2, 3)), (lambda: nn.RMSNorm(3), (2, 3)), (lambda: nn.MLP(2), (3, 2)),
+], ids=["Linear", "without bias", "LayerNorm", "RMSNorm", "MLP"])
 def test_gradients_of_inputs_and_parameters_agree_with_central_differences(make, inputs):
     layer = in_float64(make())
     parameters = dict(layer.named_parameters())

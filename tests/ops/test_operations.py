@@ -1,9 +1,12 @@
 """What operations promise beyond their formula: intervals of attention, ignored targets, extremes, ties, errors."""
 
+import math
+
 import numpy as np
 import pytest
 
 from minitune import Tensor, ops
+from minitune.ops.erf import erfc
 
 RNG = np.random.default_rng(0)
 ROUNDING = dict(rtol=1e-12, atol=1e-14)         # float64, the same sums in another grouping
@@ -89,6 +92,19 @@ def test_the_last_query_with_a_cache_of_keys_is_the_last_row_of_the_whole():
     np.testing.assert_allclose(step.numpy(), whole[:, -1:], **ROUNDING)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_head_of_keys_that_is_shared_counts_as_a_copy_for_each_of_its_queries(groups, dtype):
+    """300 tokens: more than a block. The gradients of the shared ones are sums over the copies."""
+    q, k, v = (RNG.standard_normal((2, 300, heads, 3)).astype(dtype) for heads in (4, groups, groups))
+    y, grad_q, grad_k, grad_v = attend(q, k, v, *causal(2, 300))
+    copied = attend(q, k.repeat(4 // groups, 2), v.repeat(4 // groups, 2), *causal(2, 300))
+    copied[2:] = [g.reshape(2, 300, groups, -1, 3).sum(3) for g in copied[2:]]
+    for got, expected in zip((y, grad_q, grad_k, grad_v), copied, strict=True):
+        tolerance = 1e-12 if dtype == np.float64 else 2e-5          # sums of up to 600 terms in another order
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
 def test_large_scores_stay_finite():
     q = np.full((1, 2, 1, 2), 100.0, np.float32)
     results = attend(q, q * 10, q, *causal(1, 2))
@@ -98,8 +114,11 @@ def test_large_scores_stay_finite():
 def test_attention_errors_name_the_shapes():
     q = Tensor(np.ones((2, 3, 2, 4)))
     first, last = causal(2, 3)
-    for k in np.ones((2, 2, 3, 4)), np.ones((2, 3, 2, 5)), np.ones((1, 3, 2, 4)), np.ones((3, 2, 4)):
-        with pytest.raises(ValueError, match=r"expected q \(B, T, H, D\) and k, v \(B, S, H, D\).*time swapped"):
+    for k in np.ones((2, 3, 3, 4)), np.ones((2, 3, 4, 4)), np.ones((2, 3, 0, 4)):
+        with pytest.raises(ValueError, match=rf"the G = {k.shape[2]} heads of k and v must divide the H = 2 heads of q"):
+            ops.attention(q, Tensor(k), Tensor(k), first, last)
+    for k in np.ones((2, 3, 2, 5)), np.ones((1, 3, 2, 4)), np.ones((3, 2, 4)):
+        with pytest.raises(ValueError, match=r"expected q \(B, T, H, D\) and k, v \(B, S, G, D\).*time swapped"):
             ops.attention(q, Tensor(k), Tensor(k), first, last)
     with pytest.raises(ValueError, match=r"expected q \(B, T, H, D\)"):
         ops.attention(q, q, Tensor(np.ones((2, 4, 2, 4))), first, last)
@@ -162,6 +181,33 @@ def test_linear_cross_entropy_never_holds_all_logits(monkeypatch):
     assert len(sizes) == 4 and max(rows for rows, _ in sizes) == module.ROWS
 
 
+def test_binary_cross_entropy_is_cross_entropy_of_two_classes_for_each_logit():
+    z, targets = RNG.standard_normal((3, 4)), np.array([[0, 1, ops.IGNORE, 1], [1, 1, 0, 0], [ops.IGNORE] * 4])
+    logits, pairs = Tensor(z, requires_grad=True), Tensor(np.stack([0 * z, z], -1), requires_grad=True)
+    loss, expected = ops.binary_cross_entropy(logits, targets), ops.cross_entropy(pairs, targets)
+    (loss * 0.5).backward(), (expected * 0.5).backward()
+    np.testing.assert_allclose(loss.item(), expected.item(), **ROUNDING)
+    np.testing.assert_allclose(logits.grad, pairs.grad[..., 1], **ROUNDING)
+    assert not logits.grad[targets == ops.IGNORE].any()
+
+
+def test_binary_cross_entropy_stays_finite_however_sure_the_logits_are():
+    z = Tensor(np.array([1e4, -1e4, 1e4, -1e4, np.inf, np.inf], np.float32), requires_grad=True)
+    loss = ops.binary_cross_entropy(z, np.array([1, 0, 0, 1, 1, ops.IGNORE]))
+    loss.backward()
+    assert loss.item() == 20000 and z.grad.tolist() == [0, 0, 1, -1, 0, 0]
+
+
+@pytest.mark.parametrize("targets, message", [
+    (np.array([0, 2]), r"targets must lie in 0 .. 1 or be -100 \(ignored\), got 2 at \(1,\)"),
+    (np.array([0.0, 1.0]), r"targets must be integers \(2,\), got float64 \(2,\)"),
+    (np.array([[0], [1]]), r"targets must be integers \(2,\), got int64 \(2, 1\)"),
+])
+def test_labels_that_are_neither_0_nor_1_raise(targets, message):
+    with pytest.raises(ValueError, match="^binary_cross_entropy: " + message):
+        ops.binary_cross_entropy(Tensor(np.ones(2)), targets)
+
+
 @pytest.mark.parametrize("targets, message", [
     (np.array([0, 4]), r"targets must lie in 0 .. 3 or be -100 \(ignored\), got 4 at \(1,\)"),
     (np.array([-1, 0]), r"got -1 at \(0,\)"),
@@ -190,6 +236,8 @@ def test_extremes_stay_finite_without_a_warning():
     assert ops.sigmoid(Tensor(x)).numpy().tolist() == [0, 0, 1, 1]
     assert ops.tanh(Tensor(x)).numpy().tolist() == [-1, -1, 1, 1]
     assert ops.gelu(Tensor(x)).numpy().tolist() == [0, 0, 100, 10000]
+    assert ops.gelu(Tensor(x), approximate="none").numpy().tolist() == [0, 0, 100, 10000]
+    assert ops.swiglu(Tensor(x), Tensor(np.ones(4, np.float32))).numpy().tolist() == [0, 0, 100, 10000]
     assert ops.softmax(Tensor(x)).numpy().tolist() == [0, 0, 0, 1]
     assert ops.cross_entropy(Tensor(x[None]), np.array([0])).item() == 20000
 
@@ -203,6 +251,44 @@ def test_relu_has_slope_zero_at_zero():
     x = Tensor([0.0, 1.0], requires_grad=True)
     ops.relu(x).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0]
+
+
+EVERYWHERE = np.concatenate([np.linspace(-30, 30, 60_001), np.geomspace(1e-310, 1e300, 999), -np.geomspace(1e-310, 1e300, 999),
+                             [0.0, -0.0, np.inf, -np.inf]])
+
+
+def test_erfc_agrees_with_the_standard_librarys():
+    """1.1e-15 measured: some roundings of numbers up to 2. In the tail e^(-z^2) loses z^2 roundings, 676 at 26."""
+    got, expected = erfc(EVERYWHERE), np.vectorize(math.erfc)(EVERYWHERE)
+    np.testing.assert_allclose(got, expected, 0, 2e-15)
+    np.testing.assert_allclose(1 - got, np.vectorize(math.erf)(EVERYWHERE), 0, 2e-15)
+    tail = (EVERYWHERE > 0) & (EVERYWHERE < 26)
+    np.testing.assert_allclose(got[tail], expected[tail], 1e-13)
+    assert np.isnan(erfc(np.array([np.nan]))).all()
+
+
+def test_erfc_of_float32_is_the_nearest_float32():
+    x = np.linspace(-12, 12, 10_001).astype(np.float32)
+    got = erfc(x)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, np.vectorize(math.erfc)(x.astype(np.float64)), 6e-8, 1e-44)     # below 1e-38 digits go
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-15), (np.float32, 2.4e-7)])           # four roundings
+def test_the_exact_gelu_is_the_formula_with_erf(dtype, tolerance):
+    x = np.concatenate([np.linspace(-9, 9, 1001), [1e-30, -1e-30, 1e10, -1e10]]).astype(dtype)
+    expected = [a / 2 * (1 + math.erf(a / math.sqrt(2))) for a in x.astype(np.float64)]
+    np.testing.assert_allclose(ops.gelu(Tensor(x), "none").numpy(), expected, tolerance, 9 * tolerance)
+
+
+def test_gelu_has_two_forms():
+    with pytest.raises(ValueError, match="gelu: approximate must be 'tanh' or 'none', got 'erf'"):
+        ops.gelu(Tensor([1.0]), approximate="erf")
+
+
+def test_swiglu_wants_gate_and_up_of_one_shape():
+    with pytest.raises(ValueError, match=r"swiglu: gate and up must have one shape, got \(2, 3\) and \(3,\)"):
+        ops.swiglu(Tensor(np.ones((2, 3))), Tensor(np.ones(3)))
 
 
 def test_elements_that_share_the_maximum_share_its_gradient():
@@ -246,7 +332,8 @@ def test_numpy_numbers_as_settings_do_not_widen_float32():
     """np.float64 would: lora_alpha / np.sqrt(r), or a rate taken from np.linspace."""
     x, number = Tensor(np.ones((2, 2), np.float32), requires_grad=True), np.float64(0.5)
     row = Tensor(np.ones(2, np.float32), requires_grad=True)
-    for y in (x**number, ops.dropout(x, number), ops.layer_norm(x, row, row, number),
+    for y in (x**number, ops.dropout(x, number), ops.layer_norm(x, row, row, number), ops.rms_norm(x, row, number),
+              ops.rope(x.reshape(1, 2, 1, 2), np.array([[0, 1]]), np.array([number])),
               ops.lora_linear(x, x, row, x, x, scale=number)):
         y.sum().backward()
         assert {y.dtype, x.grad.dtype, row.data.dtype} == {np.dtype(np.float32)}
@@ -268,6 +355,59 @@ def test_layer_norm_names_the_parameter_that_does_not_fit(which):
     parts = {"weight": Tensor(np.ones(3)), "bias": Tensor(np.ones(3)), which: Tensor(np.ones(12))}
     with pytest.raises(ValueError, match=rf"layer_norm: {which} must be \(C,\) = \(3,\), got \(12,\)"):
         ops.layer_norm(Tensor(np.ones((2, 3))), **parts)
+
+
+def test_rms_norm_is_layer_norm_of_rows_whose_mean_is_0():
+    x, weight = RNG.standard_normal((3, 8)), RNG.standard_normal(8)
+    x -= x.mean(-1, keepdims=True)
+    expected = ops.layer_norm(Tensor(x), Tensor(weight), Tensor(np.zeros(8)), eps=1e-3).numpy()
+    np.testing.assert_allclose(ops.rms_norm(Tensor(x), Tensor(weight), eps=1e-3).numpy(), expected, **ROUNDING)
+
+
+def test_rms_norm_of_a_row_of_zeros_is_0():
+    x = Tensor([[0.0, 0.0]], requires_grad=True)
+    y = ops.rms_norm(x, Tensor([3.0, 4.0]))
+    y.sum().backward()
+    assert not y.numpy().any() and np.isfinite(x.grad).all()
+
+
+def test_rms_norm_names_the_weight_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"rms_norm: weight must be \(C,\) = \(3,\), got \(12,\)"):
+        ops.rms_norm(Tensor(np.ones((2, 3))), Tensor(np.ones(12)))
+
+
+# ---- Rotation ----------------------------------------------------------------------------------------------------
+
+FREQUENCIES = 1e4 ** (-np.arange(4) / 4)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-11), (np.float32, 1e-5)])
+def test_products_of_turned_queries_and_keys_depend_on_the_distance_alone(dtype, tolerance):
+    """Positions of up to 100,000, whose angles float32 would round to 0.004."""
+    q, k = (RNG.standard_normal((1, 1, 1, 8)).astype(dtype) for _ in range(2))
+    products = [[(ops.rope(Tensor(q), np.array([[start + 5]]), FREQUENCIES).numpy()
+                  * ops.rope(Tensor(k), np.array([[start]]), FREQUENCIES).numpy()).sum()] for start in (0, 7, 1000, 100_000)]
+    np.testing.assert_allclose(products, np.broadcast_to(products[0], (4, 1)), 0, tolerance)
+
+
+def test_position_0_turns_nothing_and_no_position_changes_a_length():
+    x = RNG.standard_normal((2, 3, 2, 8)).astype(np.float32)
+    np.testing.assert_array_equal(ops.rope(Tensor(x), np.zeros((2, 3), int), FREQUENCIES).numpy(), x)
+    y = ops.rope(Tensor(x), np.array([[0, 1, 2], [9, 99, 999]]), FREQUENCIES).numpy()
+    np.testing.assert_allclose((y * y).sum(-1), (x * x).sum(-1), 1e-6)          # eight squares in float32
+
+
+@pytest.mark.parametrize("x, positions, frequencies, message", [
+    ((2, 3, 8), (2, 3), (4,), r"x must be \(B, T, H, D\) with an even D, got \(2, 3, 8\)"),
+    ((2, 3, 1, 7), (2, 3), (4,), r"x must be \(B, T, H, D\) with an even D, got \(2, 3, 1, 7\)"),
+    ((2, 3, 1, 8), (3,), (4,), r"positions must be integers \(B, T\) = \(2, 3\), got int64 \(3,\)"),
+    ((2, 3, 1, 8), (2, 3), (8,), r"frequencies must be floats \(D / 2,\) = \(4,\), got float64 \(8,\)"),
+])
+def test_rope_errors_name_the_shapes(x, positions, frequencies, message):
+    with pytest.raises(ValueError, match="rope: " + message):
+        ops.rope(Tensor(np.ones(x)), np.ones(positions, int), np.ones(frequencies))
+    with pytest.raises(ValueError, match="rope: positions must be integers .* got float64"):
+        ops.rope(Tensor(np.ones((2, 3, 1, 8))), np.ones((2, 3)), np.ones(4))
 
 
 # ---- Reductions and shapes ---------------------------------------------------------------------------------------
@@ -385,7 +525,8 @@ def test_ids_that_are_no_integers_raise():
 
 def test_results_do_not_depend_on_the_layout_in_memory():
     x = RNG.standard_normal((4, 6)).astype(np.float32)
-    for operation in ops.gelu, ops.softmax, ops.exp, ops.relu, lambda t: t.sum(0):
+    for operation in (ops.gelu, lambda t: ops.gelu(t, "none"), lambda t: ops.swiglu(t, t), ops.softmax, ops.exp, ops.relu,
+                      lambda t: t.sum(0)):
         for a, b in ((x.T, x.T.copy()), (x[::2, 1:5], x[::2, 1:5].copy())):
             a, b = operation(Tensor(a)).numpy(), operation(Tensor(b)).numpy()
             np.testing.assert_allclose(a, b, rtol=1e-6)             # a few roundings of float32

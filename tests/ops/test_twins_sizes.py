@@ -26,8 +26,10 @@ pytest.importorskip("numba", reason="numba, which compiles the CPU twins, is not
 TWINS = sorted((name, file.stem) for file in (Path(mt.__file__).parent / "twins" / "cpu").glob("*.py")
                for name in re.findall(r"^def ([a-z]\w*)_forward", file.read_text(encoding="utf-8"), re.MULTILINE))
 EPS = 6e-8              # half the distance from 1 to the next float32: the largest relative error of one rounding
-SAME_BITS = {"attention", "dropout", "embedding", "gelu", "layer_norm", "softmax"}     # on any number of cores
+SAME_BITS = {"attention", "dropout", "embedding", "gelu", "gelu_erf", "layer_norm",
+             "rms_norm", "rope", "softmax", "swiglu"}      # on any number of cores
 SIZES = (1, 2, 31, 33, 255, 1024)
+LSTMS = [(1, 33, 2, 1), (2, 31, 33, 33), (33, 2, 255, 31), (255, 1, 1024, 2), (1024, 2, 1, 31), (1, 1, 31, 255)]  # B, T, I, H
 TRIPLES = [(SIZES[i], SIZES[(i + a) % 6], SIZES[(i + b) % 6]) for a, b in ((1, 3), (4, 2)) for i in range(6)]
 
 
@@ -56,11 +58,12 @@ def interval(kind, T, S):
     return np.where(sees, first, 1), np.where(sees, last, 0)
 
 
-def attention(B, T, S, H, D, kind="causal"):
+def attention(B, T, S, H, D, kind="causal", groups=None):
     """The rows of the batch see by turns `kind` and everything."""
+    G = groups or H
     bounds = [interval(kind if b % 2 == 0 else "everything", T, S) for b in range(B)]
     first, last = (np.array([bound[i] for bound in bounds], int).reshape(B, T) for i in (0, 1))
-    return [single(B, T, H, D), single(B, S, H, D, low=-0.5), single(B, S, H, D, low=-1), first, last], {}
+    return [single(B, T, H, D), single(B, S, G, D, low=-0.5), single(B, S, G, D, low=-1), first, last], {}
 
 
 def linear(*shape, out, rank=None, bias=True, residual=True):
@@ -81,20 +84,54 @@ def layer_norm(*shape, eps=1e-5):
     return [single(*shape), single(shape[-1], low=0.5), single(shape[-1])], {"eps": eps}
 
 
+def rms_norm(*shape, eps=1e-6):
+    return [single(*shape), single(shape[-1], low=0.5)], {"eps": eps}
+
+
+def rope(B, T, H, half):
+    """A row of the batch holds documents of 37 tokens."""
+    positions = np.broadcast_to(np.arange(T) % 37, (B, T)) + np.arange(B)[:, None]
+    return [single(B, T, H, 2 * half), positions], {"frequencies": 10.0 ** -np.linspace(0, 4, half)}
+
+
+def swiglu(*shape):
+    return [4 * single(*shape), single(*shape, low=-0.9)], {}
+
+
+def lstm(B, T, inputs, hidden, starts=0.0):
+    """A document begins at a share `starts` of the tokens; None: nowhere."""
+    begins = None if starts is None else numbers(B, T, low=0) < 2 * starts
+    return [single(B, T, inputs), single(4 * hidden, inputs), single(4 * hidden, hidden) / np.float32(sqrt(hidden)),
+            single(4 * hidden), single(B, hidden), single(B, hidden, low=-1), begins], {}
+
+
 def dropout(*shape, p=0.1, place=(7, 1, 0)):
     return [single(*shape)], {"p": p, "place": place}
+
+
+def conv2d(B, C, H, W, F, h, w, bias=True, stride=1, padding=0):
+    return [single(B, C, H, W), single(F, C, h, w), single(F) if bias else None], {"stride": stride, "padding": padding}
 
 
 CALLS = {
     "attention": [*(attention(2, T, S, 2, D) for T, S, D in TRIPLES if D < 1024),
                   attention(1, 2, 31, 1, 1024), attention(1, 256, 256, 4, 31), attention(3, 1, 255, 2, 33, "everything"),
                   *(attention(2, 150, S, 3, 8, kind) for S in (150, 200) for kind in KINDS),
+                  *(attention(2, 70, 100, 6, 8, kind, groups=2) for kind in KINDS), attention(0, 3, 3, 4, 2, groups=2),
+                  attention(2, 255, 33, 3, 31, groups=1), attention(1, 1, 255, 4, 33, groups=1),
                   attention(2, 0, 3, 2, 4), attention(0, 3, 3, 2, 4), attention(1, 1, 1, 1, 1)],
+    "conv2d": [conv2d(2, 3, 31, 33, 5, 3, 3, padding=1), conv2d(31, 1, 5, 5, 33, 3, 3, padding=1),
+               conv2d(33, 31, 3, 4, 2, 3, 2, bias=False), conv2d(255, 2, 3, 3, 2, 2, 2, stride=2),
+               conv2d(2, 33, 8, 9, 31, 1, 1), conv2d(3, 255, 4, 4, 2, 3, 3, padding=1),
+               conv2d(2, 1, 1024, 2, 2, 3, 2, stride=3, padding=2),
+               conv2d(1, 1, 1, 1, 1, 1, 1), conv2d(0, 2, 3, 3, 2, 2, 2), conv2d(3, 64, 28, 28, 2, 3, 3, padding=1)],
     "dropout": [*(dropout(n) for n in SIZES), *(dropout(a, b, p=0.5) for a, b, _ in TRIPLES), dropout(0, 3), dropout()],
     "embedding": [*(([single(V, C), integers(V, N)], {}) for V, C, N in TRIPLES),
                   ([single(3, 2), integers(3, 0)], {}), ([single(3, 2), integers(3, 2, 0)], {}),
                   ([single(5, 33), integers(5, 31, 33)], {}), ([single(5, 33), integers(5)], {})],
     "gelu": [*(([4 * single(n)], {}) for n in SIZES), ([4 * single(255, 1024)], {}), ([single(0, 3)], {}), ([single()], {})],
+    "gelu_erf": [*(([4 * single(n)], {}) for n in SIZES), ([4 * single(255, 1024)], {}), ([single(0, 3)], {}),
+                 ([single()], {})],
     "layer_norm": [*(layer_norm(a, b) for a, b, _ in TRIPLES), layer_norm(1024, 255, eps=np.float64(0.1)),
                    layer_norm(0, 31), layer_norm(2, 33, 31), layer_norm(31), layer_norm(1, 2)],
     "linear": [*(linear(N, C, out=V) for N, C, V in TRIPLES), linear(31, 33, out=255, bias=False),
@@ -106,6 +143,13 @@ CALLS = {
     "lora_linear": [*(linear(N, C, out=V, rank=rank) for rank, (N, C, V) in zip((1, 2, 31) * 4, TRIPLES, strict=True)),
                     linear(33, 31, out=255, rank=2, bias=False, residual=False), linear(0, 31, out=33, rank=2),
                     linear(2, 31, 33, out=31, rank=8), linear(31, out=33, rank=1)],
+    "lstm": [*(lstm(B, T, inputs, hidden) for B, T, inputs, hidden in LSTMS), lstm(33, 31, 31, 33, starts=None),
+             lstm(2, 31, 33, 33, starts=0.2), lstm(31, 2, 1, 255, starts=1), lstm(0, 2, 3, 2), lstm(2, 0, 3, 2)],
+    "rms_norm": [*(rms_norm(a, b) for a, b, _ in TRIPLES), rms_norm(1024, 255, eps=np.float64(0.1)), rms_norm(0, 31),
+                 rms_norm(2, 33, 31), rms_norm(31), rms_norm(1, 2)],
+    "rope": [*(rope(B, T, H, half) for (B, T, H), half in zip(TRIPLES, (1, 2, 3) * 4, strict=True) if B * T * H < 3e5),
+             rope(2, 33, 2, 255), rope(0, 3, 2, 1), rope(2, 0, 1, 1), rope(1, 1, 1, 1)],
+    "swiglu": [*(swiglu(n) for n in SIZES), swiglu(255, 1024), swiglu(0, 3), swiglu()],
     "softmax": [*(([4 * single(a, b)], {}) for a, b, _ in TRIPLES), ([single(0, 31)], {}), ([single(2, 33, 31)], {}),
                 ([single(31)], {}), ([single(1024, 255)], {})],
 }
@@ -156,9 +200,13 @@ def subtracted(name, call, grad):
         x, weight, _ = arrays
         slope = abs(weight).max() / np.sqrt(x.var(-1).min() + settings["eps"])
         return {0: slope * abs(x).max(), 1: slope * abs(grad).max()}
+    if name == "rms_norm":                                          # grad less its part along x
+        x, weight = arrays
+        return {1: abs(weight).max() / np.sqrt((x * x).mean(-1).min() + settings["eps"]) * abs(grad).max()}
     if name == "attention":                                         # p (slope - its mean) times k, or q
         (q, k, v, first, last), plain = arrays, functions_of(name)[1]
-        slope = np.einsum("bthd,bshd->bths", abs(grad), abs(v)).max(-1, keepdims=True) / sqrt(q.shape[-1])
+        v = abs(v).repeat(q.shape[2] // v.shape[2], 2)
+        slope = np.einsum("bthd,bshd->bths", abs(grad), v).max(-1, keepdims=True) / sqrt(q.shape[-1])
         y, saved = plain.forward(q, k, abs(k), first, last, needs=needs_of(name, arrays))
         return {1: (slope * y).max(), 2: plain.backward(slope * abs(q), *saved, needs=needs_of(name, arrays))[2].max()}
     if name == "linear_cross_entropy":                              # softmax - one at the target, times x, or weight
@@ -260,10 +308,11 @@ STRIDES = {
     "heads first": lambda a: a.swapaxes(1, 2).copy().swapaxes(1, 2) if a.ndim == 4 else a,
 }
 STRIDED = {
-    "attention": attention(2, 31, 70, 2, 33), "dropout": dropout(31, 33),
+    "attention": attention(2, 31, 70, 2, 33), "conv2d": conv2d(3, 2, 5, 7, 4, 3, 3, padding=1), "dropout": dropout(31, 33),
     "embedding": ([single(31, 33), integers(31, 5, 7)], {}), "gelu": ([single(31, 33)], {}), "layer_norm": layer_norm(31, 33),
     "linear": linear(31, 33, out=70), "linear_cross_entropy": cross_entropy(31, 33, V=70),
-    "lora_linear": linear(31, 33, out=70, rank=2), "softmax": ([single(31, 33)], {}),
+    "lora_linear": linear(31, 33, out=70, rank=2), "lstm": lstm(5, 7, 31, 33, starts=0.2), "softmax": ([single(31, 33)], {}),
+    "gelu_erf": ([single(31, 33)], {}), "rms_norm": rms_norm(31, 33), "rope": rope(3, 5, 7, 4), "swiglu": swiglu(31, 33),
 }
 WHOLE = STRIDED | {"attention": attention(2, 31, 70, 2, 33, "everything"),                 # each row has a part in the result
                    "linear_cross_entropy": cross_entropy(31, 33, V=70, ignored=0)}
@@ -386,6 +435,21 @@ def test_classes_at_minus_infinity_have_no_share_and_no_gradient():
 
 # ---- What is computed inside -------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_linear_cross_entropy_scales_copies_of_what_forward_saved(scale):
+    arrays, _ = cross_entropy(70, 33, V=1024)                           # a weight that is shared out
+    fast, _ = functions_of("linear_cross_entropy")
+    needs = needs_of("linear_cross_entropy", arrays)
+    _, saved = fast.forward(*arrays, needs=needs)
+    with on_cores(3):
+        first = [g for g in fast.backward(np.float32(scale), *saved, needs=needs) if g is not None]
+        expected = [g.copy() for g in first]
+        for g in first:
+            g *= 2                                                      # as whoever gets a gradient may
+        again = [g for g in fast.backward(np.float32(scale), *saved, needs=needs) if g is not None]
+    assert len(again) == 3 and same_bits(again, expected)
+
+
 def test_the_exponential_keeps_its_promises():
     from minitune.twins.cpu.compiled import compiled, exponential
 
@@ -421,6 +485,20 @@ def test_gelu_agrees_at_every_magnitude():
     assert (abs(grad_x - exact_grad) <= 4 * EPS * (1 + near * sqrt(2 / pi) * (1 + 0.134145 * near**2))).all()
     np.testing.assert_array_equal(y[size > 6], np.maximum(x, 0)[size > 6])
     np.testing.assert_array_equal(grad_x[size > 6], (x > 0)[size > 6])
+
+
+def test_the_exact_gelu_agrees_at_every_magnitude():
+    """P(X <= x) is off by some roundings of 1 and the exponential's 4e-7 of its tail, times x."""
+    fast, plain = functions_of("gelu_erf")
+    x = np.concatenate([np.linspace(-12, 12, 100_001), np.geomspace(1e-30, 1e18, 91), -np.geomspace(1e-30, 1e18, 91)])
+    x = x.astype(np.float32)
+    (y, grad_x), (exact, exact_grad) = (run(f, ([x], {}), needs_of("gelu_erf", [x]), np.ones_like, change)
+                                        for f, change in ((fast, np.copy), (plain, np.float64)))
+    size = np.abs(x.astype(np.float64))
+    assert (abs(y - exact) <= 4 * EPS * size).all()
+    assert (abs(grad_x - exact_grad) <= 4 * EPS * (1 + 0.4 * np.minimum(size, 6) ** 2)).all()       # the density is up to 0.4
+    np.testing.assert_array_equal(y[size > 14], np.maximum(x, 0)[size > 14])
+    np.testing.assert_array_equal(grad_x[size > 14], (x > 0)[size > 14])
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 1e-300, 2.0**-24, 2.0**-23 - 2.0**-50, 1 - 2.0**-24, 1 - 2.0**-53])

@@ -33,11 +33,38 @@ def cross_entropy(logits, targets):
 
 def attention(q, k, v, first, last):
     """The formula with a mask (B, T, S); where a query sees nothing all its probabilities are set to 0."""
+    k, v = (a.repeat_interleave(q.shape[2] // k.shape[2], 2) for a in (k, v))
     s = torch.arange(k.shape[1])
     seen = ((s >= first[..., None]) & (s <= last[..., None]))[:, None]                 # (B, 1, T, S)
     scores = torch.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
     p = scores.masked_fill(~seen, -1e30).softmax(-1) * seen
     return torch.einsum("bhts,bshd->bthd", p, v)
+
+
+def lstm(x, weight_ih, weight_hh, bias, hidden, cell, starts):
+    """torch.nn.LSTM token by token: as a whole it gives no cell states but the last."""
+    layer = torch.nn.LSTM(x.shape[2], hidden.shape[1], batch_first=True, dtype=x.dtype)
+    weights = {"weight_ih_l0": weight_ih, "weight_hh_l0": weight_hh, "bias_ih_l0": bias, "bias_hh_l0": torch.zeros_like(bias)}
+    state, states = (hidden[None], cell[None]), []
+    for t in range(x.shape[1]):
+        if starts is not None:
+            state = tuple(a * ~starts[None, :, t, None] for a in state)
+        _, state = torch.func.functional_call(layer, weights, (x[:, t : t + 1], state))
+        states.append(torch.cat(state))
+    return torch.stack(states, 2)
+
+
+def binary_cross_entropy(logits, targets):
+    right, kept = (mask.to(logits.dtype) for mask in (targets == 1, targets != -100))
+    return F.binary_cross_entropy_with_logits(logits, right, kept, reduction="sum")
+
+
+def rope(x, positions, frequencies):
+    """Each pair of channels is a complex number, and its rotation a product."""
+    angles = positions[..., None, None] * torch.from_numpy(frequencies)
+    turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64 if x.dtype == torch.float32 else torch.complex128)
+    y = torch.complex(*x.chunk(2, -1)) * turn
+    return torch.cat([y.real, y.imag], -1)
 
 
 def getitem(x, index):
@@ -67,7 +94,7 @@ def reduction(function):
 ORACLE = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
     "neg": lambda x: -x, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid, "relu": torch.relu, "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid, "relu": torch.relu, "gelu": lambda x, approximate="tanh": F.gelu(x, approximate=approximate),
     "pow": lambda x, exponent: x ** float(exponent),
     "sum": reduction(torch.sum), "mean": reduction(torch.mean), "max": reduction(torch.amax),
     "reshape": lambda x, *shape: x.reshape(*shape), "transpose": transpose,
@@ -75,9 +102,13 @@ ORACLE = {
     "split": lambda x, lengths, axis: torch.cat(torch.split(x, lengths, axis)[::-1], axis),
     "matmul": torch.matmul, "softmax": lambda x: x.softmax(-1), "linear": linear, "lora_linear": lora_linear,
     "layer_norm": lambda x, weight, bias, eps=1e-5: F.layer_norm(x, weight.shape, weight, bias, float(eps)),
+    "rms_norm": lambda x, weight, eps=1e-6: F.rms_norm(x, weight.shape, weight, float(eps)), "rope": rope,
+    "swiglu": lambda gate, up: F.silu(gate) * up, "binary_cross_entropy": binary_cross_entropy,
     "embedding": lambda weight, ids: F.embedding(ids, weight), "dropout": dropout, "cross_entropy": cross_entropy,
     "linear_cross_entropy": lambda x, weight, targets, bias: cross_entropy(F.linear(x, weight, bias), targets),
-    "attention": attention,
+    "conv2d": F.conv2d, "max_pool2d": lambda x, size, stride=None: F.max_pool2d(x, size, stride),
+    "avg_pool2d": lambda x, size, stride=None: F.avg_pool2d(x, size, stride),
+    "attention": attention, "lstm": lstm,
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import minitune as mt
 from minitune import models, ops
 from minitune.data import ClassificationSet
-from minitune.models.classifier import POOLINGS
+from minitune.models.head import POOLINGS
 from minitune.tensor import Tensor, detect_anomaly
 from minitune.train import Trainer
 

@@ -44,26 +44,26 @@ def load(name: str, folder: str | os.PathLike[str] | None = None, *, download: b
     """The data set `name`, its splits and their order the same on every machine.
 
     Texts with labels: "ag_news_22k", "imdb", "pydocs", "sst2", "trec". Texts: "gutenberg", "tinyshakespeare",
-    "wikitext2". Images with labels: "fashion_mnist", "mnist".
+    "wikitext2". Images with labels: "digits", "fashion_mnist", "mnist".
 
-    "pydocs" is made from the running Python's own documentation and needs no file. The files of the others are looked
-    for in `folder` when it is given, else in `$MINITUNE_DATA/<name>` (ag_news for "ag_news_22k"), else in the user's
-    cache, `$XDG_CACHE_HOME/minitune/<name>` or `~/.cache/minitune/<name>`. What is found in neither and has an official
-    home is downloaded into the cache, checked by its SHA-256, unless `download` is False.
+    "pydocs" is made from the running Python's own documentation, "digits" comes with scikit-learn; neither needs a file.
+    The files of the others are looked for in `folder` when it is given, else in `$MINITUNE_DATA/<name>` (ag_news for
+    "ag_news_22k"), else in the user's cache, `$XDG_CACHE_HOME/minitune/<name>` or `~/.cache/minitune/<name>`. What is found
+    in neither and has an official home is downloaded into the cache, checked by its SHA-256, unless `download` is False.
 
     Raises ValueError for an unknown name and for a damaged file or row, FileNotFoundError when files are missing.
 
     >>> load("imbd")
     Traceback (most recent call last):
-    ValueError: load: no data set named 'imbd'. Did you mean 'imdb'? There are: ag_news_22k, fashion_mnist, gutenberg, \
+    ValueError: load: no data set named 'imbd'. Did you mean 'imdb'? There are: ag_news_22k, digits, fashion_mnist, gutenberg, \
 imdb, mnist, pydocs, sst2, tinyshakespeare, trec, wikitext2.
     """
-    if name == "pydocs":
+    if name in EMBEDDED:
         if folder is not None:
-            raise ValueError(f"load('pydocs'): reads the running Python's files, got {folder=}. Leave it out.")
-        return load_pydocs()
+            raise ValueError(f"load({name!r}): reads what is installed with Python, got {folder=}. Leave it out.")
+        return EMBEDDED[name]()
     if name not in SOURCES:
-        names = sorted([*SOURCES, "pydocs"])
+        names = sorted([*SOURCES, *EMBEDDED])
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"load: no data set named {name!r}.{hint} There are: {', '.join(names)}.")
@@ -142,6 +142,7 @@ def _pack(content: bytes, file: Path) -> None:
 ROWS = 'labels.txt names label 0, 1, ... one a line, the others are JSON lines {"text": str, "label": int or null}'
 IMAGES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 GITHUB = "https://raw.githubusercontent.com/"
+EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": sets.digits, "pydocs": load_pydocs}
 # Checksums of .gz files are those published in TensorFlow Datasets, url_checksums/{fashion_mnist,imdb_reviews,mnist}.txt.
 SOURCES = {
     "ag_news_22k": Source(

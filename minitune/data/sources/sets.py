@@ -148,6 +148,25 @@ def fashion_mnist(folder: Path) -> Dataset:
                    "Benchmarking Machine Learning Algorithms.")
 
 
+def digits() -> Dataset:
+    """Handwritten digits, 8 x 8, which come with scikit-learn: 1,797 images by 13 writers, who are in every split.
+
+    The images are the test split of the original set; these splits are minitune's own, balanced: test 400, valid 200.
+    Raises ImportError where scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as missing:
+        raise ImportError('load: "digits" comes with scikit-learn: pip install "minitune[demo]"') from missing
+    found = load_digits()                                       # 0 to 16 as float64
+    whole = ImageSplit((found.images * 255 / 16).round().astype(np.uint8), found.target.astype(np.int64))
+    rest, test = take_valid(whole, 400)
+    train, valid = take_valid(rest, 200)
+    return Dataset("digits", tuple("0123456789"), {"train": train, "valid": valid, "test": test}, kind="images",
+                   citation="Alpaydin, Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning "
+                            "Repository; Pedregosa et al. 2011, Scikit-learn.")
+
+
 def _images(name: str, labels: tuple[str, ...], folder: Path, citation: str) -> Dataset:
     train, valid = take_valid(read_images(folder, "train", len(labels)), VALID_IMAGES)
     test = read_images(folder, "t10k", len(labels))

@@ -1,6 +1,7 @@
 """Attention by blocks of queries: only the keys that a block sees are multiplied, and no (T, S) matrix is held or kept.
 
-Backward makes a block's weights again from each row's largest score and one over its total.
+Backward makes a block's weights again from each row's largest score and one over its total. Where several heads of queries
+share one of keys, their queries are further rows of it: one product serves them all, and no key is repeated.
 Source: Dao, Fu, Ermon, Rudra and Re 2022, FlashAttention, algorithms 1 and 4 (blocks of queries; the keys stay whole here).
 """
 
@@ -66,6 +67,17 @@ def _weights_and_slopes(scores, slopes, first, last, low, scale, tops, shares, m
                 slope[j] = p * (slope[j] - middle) * scale
 
 
+def _grouped(q, n):
+    """(B, T, G n, D) -> (B, T n, G, D): rows n t .. n t + n - 1 are the n queries of token t that share a head of keys."""
+    B, T, H, D = q.shape
+    return q.reshape(B, T, H // n, n, D).swapaxes(2, 3).reshape(B, T * n, H // n, D)
+
+
+def _ungrouped(y, n):
+    B, rows, G, D = y.shape
+    return y.reshape(B, rows // n, n, G, D).swapaxes(2, 3).reshape(B, rows // n, G * n, D)
+
+
 def _blocks(first, last, keys):
     """For each row of the batch its blocks of queries and the keys they see: [(queries, low, high), ...]."""
     starts = np.arange(0, first.shape[1], QUERIES)
@@ -95,8 +107,10 @@ def attention_unsupported(q, k, v, first, last):
 
 
 def attention_forward(q, k, v, first, last, *, needs):
-    B, T, H, D = q.shape
-    first, last = (np.ascontiguousarray(a, np.int64) for a in (first, last))
+    n = q.shape[2] // k.shape[2]
+    q = _grouped(q, n)
+    first, last = (a.repeat(n, 1).astype(np.int64) for a in (first, last))
+    B, T, H, D = q.shape                        # T n queries of G heads: the rest knows no groups
     scale = np.float32(1 / sqrt(D))
     y, kept = np.zeros(q.shape, np.float32), np.zeros((2, B, H, T), np.float32)
     blocks, units = _blocks(first, last, k.shape[1]) if T else [[]] * B, _units(q, k.shape[1])
@@ -111,14 +125,17 @@ def attention_forward(q, k, v, first, last, *, needs):
                 np.matmul(p, v[b, low:high, heads].swapaxes(0, 1), out=y[b, at, heads].swapaxes(0, 1))
 
     share(part, len(units), _worth(q, k, units))
+    y = _ungrouped(y, n)
     return y, (q, k, v, y if needs.q or needs.k else None, first, last, kept)
 
 
 def attention_backward(grad, q, k, v, y, first, last, kept, *, needs):
     B, T, H, D = q.shape
+    n = grad.shape[2] // H
     scale = np.float32(1 / sqrt(D))
     slopes = needs.q or needs.k
-    mean = np.einsum("bthd,bthd->bth", grad, y) if slopes else np.zeros((B, T, H), np.float32)
+    mean = _grouped(np.einsum("bthd,bthd->bth", grad, y)[..., None], n)[..., 0] if slopes else np.zeros((B, T, H), np.float32)
+    grad = _grouped(grad, n)
     grads = [np.zeros(a.shape, np.float32) if need else None for a, need in zip((q, k, v), needs)]
     grad_q, grad_k, grad_v = grads
     blocks, units = _blocks(first, last, k.shape[1]) if T else [[]] * B, _units(q, k.shape[1])
@@ -140,4 +157,4 @@ def attention_backward(grad, q, k, v, y, first, last, kept, *, needs):
                     grad_k[b, keys, heads] += np.matmul(slope.swapaxes(1, 2), rows).swapaxes(0, 1)
 
     share(part, len(units), _worth(q, k, units))
-    return *grads, None, None
+    return _ungrouped(grad_q, n) if needs.q else None, grad_k, grad_v, None, None

@@ -71,7 +71,12 @@ def _added(total, part):
 
 
 def linear_cross_entropy_backward(grad, grad_x, grad_weight, grad_bias, *, needs):
-    for a in grad_x, grad_weight, grad_bias:
-        if a is not None:                       # in place: what forward saved is used once
-            by_rows(lambda part: np.multiply(part, grad, out=part), (a,))
-    return grad_x, grad_weight, None, grad_bias
+    return _scaled(grad_x, grad), _scaled(grad_weight, grad), None, _scaled(grad_bias, grad)
+
+
+def _scaled(saved, grad):
+    if saved is None:
+        return None
+    scaled = np.empty_like(saved)
+    by_rows(lambda a, out: np.multiply(a, grad, out=out), (saved, scaled))
+    return scaled

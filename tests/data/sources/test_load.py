@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -293,6 +294,26 @@ def test_the_imdb_archive_becomes_rows_in_the_order_of_their_numbers(data, monke
     assert (folder / "labels.txt").read_text() == "negative\npositive\n"
 
 
+def test_digits_come_with_scikit_learn_and_are_split_alike_every_time():
+    pytest.importorskip("sklearn", reason="scikit-learn, which holds the images, is not installed")
+    digits = load("digits")
+    assert (digits.kind, digits.labels, len(digits.splits)) == ("images", tuple("0123456789"), 3)
+    assert [len(split) for split in (digits.train, digits.valid, digits.test)] == [1197, 200, 400]
+    assert digits.train.images.shape[1:] == (8, 8) and digits.train.images.max() == 255
+    assert np.bincount(digits.valid.labels).tolist() == [20] * 10 and np.bincount(digits.test.labels).tolist() == [40] * 10
+    assert digits.fingerprint == load("digits").fingerprint == "8e344335220ec164"
+    whole = np.concatenate([split.images for split in digits.splits.values()])
+    from sklearn.datasets import load_digits
+    expected = np.round(load_digits().images * 255 / 16).astype(np.uint8)
+    assert sorted(map(bytes, whole)) == sorted(map(bytes, expected))       # every image once
+
+
+def test_digits_without_scikit_learn_name_the_repair(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r'"digits" comes with scikit-learn: pip install "minitune\[demo\]"'):
+        load("digits")
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match="Did you mean 'ag_news_22k'"):
         load("ag_news")
@@ -300,6 +321,8 @@ def test_unknown_name():
         load("qqq")
     with pytest.raises(ValueError, match="Leave it out"):
         load("pydocs", folder="somewhere")
+    with pytest.raises(ValueError, match="load.'digits'.: reads what is installed .*Leave it out"):
+        load("digits", folder="somewhere")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +353,7 @@ def test_a_damaged_file_is_named(data):
 
 def test_too_few_rows_for_a_validation_split(data, monkeypatch):
     monkeypatch.setattr(sets, "VALID_ROWS", 100)
-    with pytest.raises(ValueError, match="100 labels of 2 classes"):
+    with pytest.raises(ValueError, match="100 labels were asked for"):
         load("imdb")
 
 
@@ -358,6 +381,13 @@ def test_nested_subsets_are_nested_balanced_and_random():
     assert not np.array_equal(nested_subsets(labels, [16], seed=2)[16], subsets[16])
 
 
+def test_a_class_with_too_few_rows_gives_all_it_has_and_the_others_stay_balanced():
+    labels = np.repeat([0, 1, 2], [3, 20, 30])
+    subsets = nested_subsets(labels, [9, 25, 53], seed=0)
+    assert [np.bincount(labels[rows]).tolist() for rows in subsets.values()] == [[3, 3, 3], [3, 11, 11], [3, 20, 30]]
+    assert set(subsets[9]) < set(subsets[25]) and len(set(subsets[53].tolist())) == 53
+
+
 def test_nested_subsets_leave_the_odd_rows_to_any_class():
     labels = np.repeat([0, 1, 2], 10)
     extra = {int(np.bincount(labels[nested_subsets(labels, [4], seed)[4]]).argmax()) for seed in range(20)}
@@ -368,7 +398,7 @@ def test_nested_subsets_leave_the_odd_rows_to_any_class():
     ("labels", "sizes", "message"),
     [
         ([0, 0, 1], [1], "at least the number of classes, 2, got 1"),
-        ([0, 0, 1], [2, 4], "class 1 has 1. Ask for at most 2"),
+        ([0, 0, 1], [2, 4], "4 labels were asked for, but there are 3"),
         ([], [2], r"labels \(N,\)"),
         ([0, 1], [], r"labels \(N,\)"),
     ],

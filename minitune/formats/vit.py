@@ -1,0 +1,32 @@
+"""ViT in Hugging Face's folders; its pooler, which no classifier reads, is left out."""
+
+from __future__ import annotations
+
+from .family import FRACTION, POSITIVE, Family, Head, Setting
+
+CLASSIFIER = {"head": "classifier"}
+FAMILY = Family(
+    title="ViT", name="vit", architecture="ViTModel", prefix="vit.", prefixed=False,
+    sizes={"image_size": Setting("image_size"), "patch_size": Setting("patch_size"),
+           "num_channels": Setting("n_channels", default=3), "num_hidden_layers": Setting("n_layer"),
+           "num_attention_heads": Setting("n_head"), "hidden_size": Setting("n_embd"), "intermediate_size": Setting("n_inner"),
+           "hidden_dropout_prob": Setting("dropout", FRACTION, 0.0), "layer_norm_eps": Setting("eps", POSITIVE, 1e-12)},
+    fixed={"hidden_act": "gelu", "qkv_bias": True},
+    written={"attention_probs_dropout_prob": 0.0},
+    divides=(("n_head", "n_embd"), ("patch_size", "image_size")),
+    derived=lambda fields: {"n_inner": 4 * fields["n_embd"]},
+    names={"class_token": "embeddings.cls_token", "position_embedding": "embeddings.position_embeddings",
+           "patch_embedding": "embeddings.patch_embeddings.projection",
+           "blocks.{i}.attention_norm": "encoder.layer.{i}.layernorm_before",
+           "blocks.{i}.attention.query": "encoder.layer.{i}.attention.attention.query",
+           "blocks.{i}.attention.key": "encoder.layer.{i}.attention.attention.key",
+           "blocks.{i}.attention.value": "encoder.layer.{i}.attention.attention.value",
+           "blocks.{i}.attention.output": "encoder.layer.{i}.attention.output.dense",
+           "blocks.{i}.mlp_norm": "encoder.layer.{i}.layernorm_after",
+           "blocks.{i}.mlp.up": "encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.down": "encoder.layer.{i}.output.dense",
+           "norm": "layernorm"},
+    ignored=r"^(vit\.)?(pooler\.dense\.(weight|bias)|embeddings\.mask_token)$",
+    heads=(Head("classifier", "ViTForImageClassification", CLASSIFIER, {"pooling": "first"}),
+           Head("multi_label_classifier", "ViTForImageClassification", CLASSIFIER, {"pooling": "first"},
+                problem="multi_label_classification")),
+)

@@ -2,8 +2,9 @@
 
     MINITUNE_DATA=... python benchmarks/awd_lstm.py --json          # 35 minutes of training, then some of measuring
 
-Trains on the training articles as byte-pair tokens, with a one-cycle rate and the best of some evaluations kept; then reads all
-of the validation and of the test text once, from left to right, the state carried along. --minutes says how long to train: the
+Trains on the training articles as byte-pair tokens, with a linear rate and the best of some evaluations kept, on the first part
+of the validation text; then reads all of the validation and of the test text once, in 16 lanes side by side, the state carried
+along. For trials there is --no-test. --minutes says how long to train: the
 first start times a few steps and writes into --out how many that makes. Stopped and started again, it goes on.
 """
 
@@ -47,7 +48,8 @@ SHARE = 0.92                                    # of the minutes, for training s
 
 def main() -> None:
     options = options_of()
-    settings = {name: value for name, value in vars(options).items() if name not in ("minutes", "steps", "out", "json")}
+    settings = {name: value
+                for name, value in vars(options).items() if name not in ("minutes", "steps", "out", "json", "no_test")}
     data = Data(settings)
     steps = planned(options, settings, data)
     mt.seed(settings["seed"])
@@ -57,7 +59,7 @@ def main() -> None:
         trainer.fit(resume=True)
     except KeyboardInterrupt:
         sys.exit(f"stopped after step {trainer.step} of {steps}; started again, it goes on from there")
-    rows = [{"split": split} | measure(model, data, split) for split in ("valid", "test")]
+    rows = [{"split": split} | measure(model, data, split) for split in ("valid", "test")[: 1 if options.no_test else 2]]
     whole = machine() | {"settings": settings, "config": asdict(model.config), "parameters": model.num_parameters(),
                          "steps": steps, **about(trainer, data, settings), "rows": rows, "published": PUBLISHED,
                          "comparable": COMPARABLE, "curve": trainer.history.rows}
@@ -81,12 +83,13 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--regularization", type=float, default=0.2, metavar="SHARE",
                         help="of the paper's dropouts and penalties, which are for hundreds of epochs (default: 0.2)")
     parser.add_argument("--articles", type=int, metavar="N", help="use only the first N articles of each split: to try it out")
+    parser.add_argument("--no-test", action="store_true", help="leave the test text alone: for trials")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "awd_lstm", metavar="DIR", help="folder of the run")
     parser.add_argument("--json", type=Path, nargs="?", const=RESULTS, metavar="FILE",
                         help=f"write all that was measured to FILE (default: benchmarks/results/{RESULTS.name})")
     options = parser.parse_args()
-    if options.articles and options.json and options.json.resolve() == RESULTS:
-        parser.error("--articles only shows that everything runs: give --json a FILE elsewhere")
+    if (options.articles or options.no_test) and options.json and options.json.resolve() == RESULTS:
+        parser.error("--articles and --no-test are for trials: give --json a FILE elsewhere")
     return options
 
 

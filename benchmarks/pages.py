@@ -59,6 +59,57 @@ def asked_and_measured(results: Path) -> list[str]:
     return lines
 
 
+# ---- What the models reach ---------------------------------------------------------------------------------------------
+
+def vision(results: Path) -> list[str]:
+    """The accuracy of every data set and model of benchmarks/vision.py."""
+    lines = ["| data | model | parameters | rate | epochs | seconds | threads | valid, % | test, % | 95 % interval |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    for file in sorted(results.glob("vision_*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        row = found["rows"][0]
+        lines.append(f"| {row['data']} | {row['model']} | {row['parameters']:,} | {row['rate']} | {row['epochs']:.1f} | "
+                     f"{row['seconds']:.0f} | {found['threads']} | {row['valid_accuracy']} | {row['accuracy']} | "
+                     f"{row['low']} to {row['high']} |")
+    return [*lines, "", "One seed each: the interval is Wilson's, of the test images alone."]
+
+
+def awd_lstm(results: Path) -> list[str]:
+    """The perplexities of benchmarks/awd_lstm.py, beside those of the paper, and what of them compares."""
+    found = json.loads((results / "awd_lstm.json").read_text(encoding="utf-8"))
+    valid, test = found["rows"]
+    lines = ["| model | parameters | epochs | perplexity per word, validation | test | per token, test |",
+             "|---|---|---|---|---|---|",
+             f"| this one | {found['parameters']:,} | {found['epochs']:.1f} | {valid['perplexity_per_word']:.1f} | "
+             f"{test['perplexity_per_word']:.1f} | {test['perplexity_per_token']:.1f} |"]
+    lines += [f"| {name} | | | {first} | {second} | |" for name, (first, second) in found["published"].items()]
+    return [*lines, "", f"{found['training_seconds'] / 60:.0f} minutes of training, {found['tokens_read']:,} tokens. "
+                        f"{found['comparable']}"]
+
+
+def masked_language_model(results: Path) -> list[str]:
+    """The losses of benchmarks/masked_language_model.py by budget, what was predicted, and the errors on TREC."""
+    found = json.loads((results / "masked_language_model.json").read_text(encoding="utf-8"))
+    law, trec = found["prediction"], found["trec"]
+    a, b, c = (law["law"][name] for name in "abc")
+    low, high = law["range"]
+    lines = ["| tokens read | seconds | held-out loss, nats a hidden token |", "|---|---|---|",
+             *(f"| {run['tokens']:,} | {run['seconds']:,.0f} | {run['loss']:.3f} |" for run in found["pretraining"]), "",
+             f"Who knows only how frequent each token is has a loss of {found['loss of token frequencies']:.3f}. The law "
+             f"through all runs but the last, {a:.3f} + {b:.3g} tokens^-{c:.2f}, predicts {law['predicted']:.3f} for the last "
+             f"({low:.3f} to {high:.3f} where one of them is left out, which is no interval); it gave {law['measured']:.3f}, "
+             f"{'as predicted' if abs(law['measured'] - law['predicted']) <= 0.05 else 'not as predicted'}, within 0.05.", "",
+             "| TREC, 500 labels | error on the 500 test questions, % | 95 % interval | against fine-tuned, points |",
+             "|---|---|---|---|"]
+    for name, (error, low, high) in trec["errors"].items():
+        difference, less, more = trec["full minus"].get(name, (0, 0, 0))
+        against = f"{-100 * difference:+.1f} ({-100 * more:+.1f} to {-100 * less:+.1f})" if name in trec["full minus"] else ""
+        lines.append(f"| {name} | {100 * error:.1f} | {100 * low:.1f} to {100 * high:.1f} | {against} |")
+    return lines
+
+
 if __name__ == "__main__":
-    table = asked_and_measured(ROOT / "benchmarks" / "results")
-    write_between_marks(ROOT / "docs" / "performance.md", "bars", ["", *table, ""])
+    results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
+    write_between_marks(docs / "performance.md", "bars", ["", *asked_and_measured(results), ""])
+    for write in (vision, awd_lstm, masked_language_model):
+        write_between_marks(docs / "models_measured.md", write.__name__, ["", *write(results), ""])

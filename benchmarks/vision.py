@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--no-test", action="store_true", help="report valid and leave test alone: for trials")
     parser.add_argument("--json", type=Path, nargs="?", const=Path(), metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
+    if options.json == Path() and (options.no_test or options.images):
+        parser.error("--no-test and --images are for trials: give --json a FILE")
     if options.json == Path():
         options.json = ROOT / "benchmarks" / "results" / f"vision_{options.data}_{options.model}.json"
     options.page = False

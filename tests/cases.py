@@ -109,6 +109,7 @@ def check_contract(forward, backward, arrays, settings, needs):
     grad = np.random.default_rng(1).standard_normal(np.shape(y)).astype(result.dtype)
     grad = np.asarray(grad)
     grad_before = grad.copy()
+    saved_before = [a.copy() if isinstance(a, np.ndarray) else a for a in saved]
     grads = backward(grad, *saved, needs=needs)
 
     np.testing.assert_array_equal(grad, grad_before, err_msg="backward wrote into grad")
@@ -116,6 +117,9 @@ def check_contract(forward, backward, arrays, settings, needs):
         if isinstance(a, np.ndarray):
             np.testing.assert_array_equal(a, copy, err_msg="an input was written into")
     np.testing.assert_array_equal(y, result, err_msg="backward wrote into the result")
+    for a, copy in zip(saved, saved_before, strict=True):
+        if isinstance(a, np.ndarray):
+            np.testing.assert_array_equal(a, copy, err_msg="backward wrote into what forward saved")
 
     assert len(grads) == len(arrays)
     assert [g is not None for g in grads] == list(needs)
@@ -173,7 +177,7 @@ INTERVALS = {           # name: (B, T, S, first and last)
     "prefix": (1, 4, 4, intervals([(0, 1), (0, 1), (0, 2), (0, 3)])),
     "nothing seen": (2, 2, 3, intervals([NONE, NONE], [(2, 1), (3, -1)])),
     "more keys than queries": (2, 2, 5, intervals([(0, 3), (0, 4)], [(1, 3), (1, 4)])),
-    "fewer keys than queries": (1, 3, 1, intervals([(0, 0), NONE, (0, 0)])),
+    "fewer keys than queries": (1, 3, 1, intervals([(0, 0), NONE, (0, 0)])), "no keys": (1, 2, 0, intervals([NONE, NONE])),
     "one query, one key": (1, 1, 1, intervals([(0, 0)])),
 }
 
@@ -241,11 +245,12 @@ CONVOLUTIONS = {        # x, weight, settings
     "no images, bias": ((0, 2, 3, 3), (2, 2, 2, 2), {}),
     "one pixel, padded": ((1, 1, 1, 1), (2, 1, 3, 3), {"padding": 1, "stride": 5}),
 }
-POOLINGS = {
-    "pairs": ((2, 3, 4, 6), {"size": 2}), "odd": ((1, 2, 5, 7), {"size": 2}), "whole": ((2, 2, 3, 3), {"size": 3}),
-    "overlapping": ((1, 2, 5, 6), {"size": 3, "stride": 2}), "gaps": ((1, 1, 7, 7), {"size": 2, "stride": 3}),
-    "size 1": ((2, 1, 2, 3), {"size": 1}), "no images": ((0, 2, 4, 4), {"size": 2}),
-    "more places than a byte counts": ((1, 1, 17, 16), {"size": 16, "stride": 1}),
+POOLINGS = {            # x, settings
+    "pairs": ((2, 3, 4, 6), {"kernel_size": 2}), "odd": ((1, 2, 5, 7), {"kernel_size": 2}),
+    "whole": ((2, 2, 3, 3), {"kernel_size": 3}), "overlapping": ((1, 2, 5, 6), {"kernel_size": 3, "stride": 2}),
+    "gaps": ((1, 1, 7, 7), {"kernel_size": 2, "stride": 3}), "single pixels": ((2, 1, 2, 3), {"kernel_size": 1}),
+    "no images": ((0, 2, 4, 4), {"kernel_size": 2}),
+    "more places than a byte counts": ((1, 1, 17, 16), {"kernel_size": 16, "stride": 1}),
 }
 
 CASES: list[Case] = [

@@ -144,6 +144,8 @@ class LanguageModelSet:
     few to fill a row, are left out.
     """
 
+    causal = True
+
     def __init__(self, documents: Sequence[Document], block_size: int) -> None:
         if block_size < 1:
             raise ValueError(f"LanguageModelSet: block_size must be at least 1, got {block_size}")
@@ -160,8 +162,8 @@ class LanguageModelSet:
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], tokenizer: Tokenizer, block_size: int) -> LanguageModelSet:
-        """The texts as token ids, each with the end token after it."""
-        return cls([[*ids, tokenizer.end] for ids in tokenizer.encode_batch(texts)], block_size)
+        """The texts as token ids, each between the tokenizer's start token, where it has one, and its end token."""
+        return cls([tokenizer.frame(ids) for ids in tokenizer.encode_batch(texts)], block_size)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -222,6 +224,9 @@ class ClassificationSet:
         if split.labels is None:
             raise ValueError("ClassificationSet.from_split: the split has no labels. Is it the unlabelled one?")
         encoded, room = tokenizer.encode_batch(split.texts), block_size - len(tokenizer.frame([]))
+        if room < 1:
+            raise ValueError(f"ClassificationSet.from_split: block_size must be at least {len(tokenizer.frame([0]))}, special "
+                             f"tokens and one of the text, got {block_size}")
         whole = cls([tokenizer.frame(ids[:room]) for ids in encoded], split.labels, block_size, causal)
         whole.truncated = [i for i, ids in enumerate(encoded) if len(ids) > room]
         return whole
@@ -233,8 +238,8 @@ class ClassificationSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all tokens and labels."""
-        return fingerprint(*self.documents, self.labels)
+        """A digest of all tokens and labels, and of what a token sees."""
+        return fingerprint(*self.documents, self.labels, np.array(self.causal))
 
     def subset(self, rows: np.ndarray) -> ClassificationSet:
         """The set of these rows only."""

@@ -32,6 +32,8 @@ class ExampleSet:
     Raises ValueError, naming the examples, where one is too long (without `truncate`) or has no supervised token.
     """
 
+    causal = True
+
     def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, block_size: int, pack: bool = True,
                  truncate: bool = False) -> None:
         if not examples:
@@ -94,8 +96,8 @@ def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer) -> list[t
     encoded = iter(tokenizer.encode_batch([text for parts in pieces for text, _ in parts if text is not None]))
     whole = []
     for parts in pieces:
-        ids: list[int] = []
-        learned: list[bool] = []
+        ids = [] if tokenizer.start is None else [tokenizer.start]
+        learned = [False] * len(ids)
         for text, supervised in parts:
             more = [tokenizer.end] if text is None else next(encoded)
             ids, learned = ids + more, learned + [supervised] * len(more)

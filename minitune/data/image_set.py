@@ -39,13 +39,17 @@ class ImageBatch:
 
     @classmethod
     def of_images(cls, images: np.ndarray) -> ImageBatch:
-        """Images (B, H, W) or (B, C, H, W), uint8 from 0 to 255, or floats that are scaled already, without targets."""
+        """Images (B, H, W) or (B, C, H, W), uint8 from 0 to 255, or floats that are scaled already, without targets.
+
+        Raises ValueError where they are of another shape or kind.
+        """
         images = np.asarray(images)
         if images.ndim not in (3, 4) or images.dtype.kind != "f" and images.dtype != np.uint8:
             raise ValueError(f"ImageBatch: images must be (B, H, W) or (B, C, H, W), uint8 or floats, got {images.shape} "
                              f"{images.dtype}. For one image write image[None]")
         images = images[:, None] if images.ndim == 3 else images
-        return cls(scaled(images) if images.dtype == np.uint8 else images, np.full(len(images), IGNORE))
+        images = scaled(images) if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
+        return cls(images, np.full(len(images), IGNORE))
 
 
 def scaled(images: np.ndarray) -> np.ndarray:

@@ -36,8 +36,8 @@ class TokenClassificationSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all tokens and labels."""
-        return fingerprint(*self.documents, *self.labels)
+        """A digest of all tokens and labels, and of what a token sees."""
+        return fingerprint(*self.documents, *self.labels, np.array(self.causal))
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows of these numbers as a Batch with targets (B, T)."""
@@ -49,9 +49,9 @@ class TokenClassificationSet:
 class MultipleChoiceSet:
     """Questions with as many documents to choose from each, of which one is right: what `models.MultipleChoice` reads.
 
-    A document is a whole text, the question and one answer, cut to its last `block_size` tokens. `segments`, where a model
-    tells texts apart, number its tokens alike. Raises ValueError for questions with different numbers of choices and for
-    answers that are none of them.
+    A document is a whole text, the question and one answer. `segments`, where a model tells texts apart, number its tokens
+    alike. Raises ValueError for questions with different numbers of choices, answers that are none of them, segments that do
+    not fit, and documents longer than `block_size`: what of a question can go, only its author knows.
 
     >>> dataset = MultipleChoiceSet([[[1, 2], [1, 3]], [[4, 5, 6], [4]]], [1, 0], 8)
     >>> dataset.batch(np.array([1])).ids.tolist()
@@ -71,9 +71,15 @@ class MultipleChoiceSet:
         if len(wrong):
             raise ValueError(f"MultipleChoiceSet: answers must be 0 .. {self.choices - 1}, got {self.labels[wrong[0]]} at "
                              f"question {wrong[0]}")
-        self.questions = [[np.asarray(choice[-block_size:], np.int32) for choice in question] for question in questions]
-        self.segments = None if segments is None else [[choice[-block_size:] for choice in question] for question in segments]
-        self.causal = causal
+        lengths = [[len(choice) for choice in question] for question in questions]
+        if segments is not None and lengths != [[len(choice) for choice in question] for question in segments]:
+            raise ValueError("MultipleChoiceSet: segments must hold a number for each token of each choice")
+        longest = max(map(max, lengths))
+        if longest > block_size:
+            raise ValueError(f"MultipleChoiceSet: the longest choice has {longest} tokens, block_size is {block_size}. Shorten "
+                             "the questions, not their answers")
+        self.questions = [[np.asarray(choice, np.int32) for choice in question] for question in questions]
+        self.segments, self.causal = segments, causal
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -85,8 +91,9 @@ class MultipleChoiceSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all tokens and answers."""
-        return fingerprint(*(choice for question in self.questions for choice in question), self.labels)
+        """A digest of all tokens, segments and answers, and of what a token sees."""
+        rows = [np.asarray(row) for rows in (self.questions, self.segments or ()) for choices in rows for row in choices]
+        return fingerprint(*rows, self.labels, np.array(self.causal))
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The choices of these questions, one a row, question after question, as a Batch with targets (questions,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,13 @@ def mask_tokens(ids: np.ndarray, tokenizer: Tokenizer, probability: float = 0.15
     """(ids with some tokens hidden, targets: what stood there, IGNORE elsewhere), both of the shape of `ids`, (..., T).
 
     Each token is chosen with `probability`, and at least one in a row that has any. Of the chosen 80 % become the mask token,
-    10 % a random ordinary token, and 10 % stay. Start, end, padding and mask tokens are never chosen. The numbers come from
-    `random`, the library's own unless given.
+    10 % a random ordinary token, and 10 % stay. Special tokens (start, end, padding, mask, unknown) are never
+    chosen. The numbers come from `random`, the library's own unless given.
     Raises ValueError for a tokenizer without a mask token and a probability outside (0, 1].
     Source: Devlin et al. 2019, BERT: pre-training of deep bidirectional transformers, section 3.1 and appendix A.1.
     """
     _check("mask_tokens", tokenizer, probability)
-    special = [i for i in (tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.mask) if i is not None]
+    special = tokenizer.special
     ordinary = np.delete(np.arange(tokenizer.vocab_size), special)
     choice, fate, other = (random or backend.random).uniform("mask", 3 * ids.size).reshape(3, *ids.shape)   # (..., T) each
     choice[np.isin(ids, special)] = 1
@@ -50,18 +51,20 @@ class MaskedSet:
 
     A document that is too long is cut into pieces; each piece stands between the tokenizer's start and end tokens. Short
     ones share rows: a token sees the whole of its own piece, and nothing else.
-    A row's masks are drawn anew each time it is read (Liu et al. 2019, RoBERTa, section 4.1). With a `seed` they never
-    change, whatever the order and size of the batches: to measure on.
+    A row's masks are drawn anew each time it is trained on (Liu et al. 2019, RoBERTa, section 4.1). Batches made inside
+    `no_grad()`, as evaluation makes them, have those of `seed`, whatever the order and size of the batches.
     Raises ValueError for a tokenizer without a mask token, a block_size that holds no text, and documents without tokens.
     """
 
+    causal = False
     _between, _shortest = 0, 1      # special tokens inside a row's text, and the least tokens of that
 
     def __init__(self, documents: Sequence[Document], tokenizer: Tokenizer, block_size: int, probability: float = 0.15,
-                 seed: int | None = None) -> None:
+                 seed: int = 0) -> None:
         name = type(self).__name__
         _check(name, tokenizer, probability)
-        self.tokenizer, self.probability = tokenizer, probability
+        self.tokenizer, self.probability, self.seed = tokenizer, probability, seed
+        self._measured: Batch | None = None             # all rows with the masks of `seed`, once they are asked for
         room = block_size - len(tokenizer.frame([])) - self._between
         if room < self._shortest:
             around = block_size - room
@@ -70,11 +73,10 @@ class MaskedSet:
         self.rows = self._cut(documents, room, block_size)
         if not self.rows:
             raise ValueError(f"{name}: too few tokens in {len(documents)} documents for a row. Give more text")
-        self._fix(seed)
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], tokenizer: Tokenizer, block_size: int, probability: float = 0.15,
-                   seed: int | None = None) -> MaskedSet:
+                   seed: int = 0) -> MaskedSet:
         """The texts as token ids, each a document."""
         return cls(tokenizer.encode_batch(texts), tokenizer, block_size, probability, seed)
 
@@ -83,10 +85,6 @@ class MaskedSet:
         pieces = [np.array(self.tokenizer.frame(document[start : start + room]), np.int32)
                   for document in documents for start in range(0, len(document), room)]
         return [[pieces[i] for i in row] for row in sorted(pack_rows([len(piece) for piece in pieces], block_size))]
-
-    def _fix(self, seed: int | None) -> None:
-        self.seed = seed
-        self._fixed = None if seed is None else self._draw(np.arange(len(self)), backend.Random(seed))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,23 +100,24 @@ class MaskedSet:
         return fingerprint(*(piece for row in self.rows for piece in row), np.array([len(row) for row in self.rows]),
                            np.array(repr((self.probability, self.seed))))
 
-    def split(self, held_out: int, seed: int = 0) -> tuple[MaskedSet, MaskedSet]:
-        """(all rows but the last `held_out`, those `held_out` with masks that never change): the second to measure on."""
+    def split(self, held_out: int) -> tuple[MaskedSet, MaskedSet]:
+        """(all rows but the last `held_out`, the last `held_out` rows): the second to measure on."""
         if not 0 < held_out < len(self):
             raise ValueError(f"{type(self).__name__}.split: held_out must be from 1 to {len(self) - 1}, got {held_out}")
-        return self._part(slice(None, -held_out), self.seed), self._part(slice(-held_out, None), seed)
+        return self._part(slice(None, -held_out)), self._part(slice(-held_out, None))
 
-    def _part(self, rows: slice, seed: int | None) -> MaskedSet:
+    def _part(self, rows: slice) -> MaskedSet:
         part = copy(self)
-        part.rows = self.rows[rows]
-        part._fix(seed)
+        part.rows, part._measured = self.rows[rows], None
         return part
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The rows of these numbers as a Batch; `targets` are the tokens that were chosen."""
-        if self._fixed is None:
+        if backend.mode.recording:
             return self._draw(rows, backend.random)
-        arrays = [getattr(self._fixed, field.name) for field in fields(Batch)]
+        if self._measured is None:
+            self._measured = self._draw(np.arange(len(self)), backend.Random(self.seed))
+        arrays = [getattr(self._measured, field.name) for field in fields(Batch)]
         return Batch(*(None if array is None else array[rows] for array in arrays))     # type: ignore[arg-type]
 
     def _draw(self, rows: np.ndarray, random: backend.Random) -> Batch:
@@ -152,18 +151,19 @@ class NextSentenceSet(MaskedSet):
         pieces = [(d, np.array(document[start : start + room], np.int32))
                   for d, document in enumerate(documents) for start in range(0, len(document) - 1, room)]
         self.document = np.array([d for d, _ in pieces])        # (rows,), ascending
+        self._check_documents("Give more documents")
         return [np.array_split(piece, 2) for _, piece in pieces]
 
-    def _part(self, rows: slice, seed: int | None) -> MaskedSet:
-        whole = copy(self)
-        whole.document = self.document[rows]
-        return super(NextSentenceSet, whole)._part(rows, seed)
+    def _part(self, rows: slice) -> MaskedSet:
+        part: Any = super()._part(rows)
+        part.document = self.document[rows]
+        part._check_documents("Hold out other rows, or give more documents")
+        return part
 
-    def _fix(self, seed: int | None) -> None:
-        if self.document[0] == self.document[-1]:
+    def _check_documents(self, repair: str) -> None:
+        if len(np.unique(self.document)) == 1:
             raise ValueError("NextSentenceSet: expected two documents of at least two tokens, as a text that does not follow "
-                             "comes from another. Give more documents")
-        super()._fix(seed)
+                             f"comes from another. {repair}")
 
     @property
     def fingerprint(self) -> str:

@@ -17,14 +17,13 @@ START, MASK = "<|start|>", "<|mask|>"
 # How known vocabularies spell (end, padding, start, mask): minitune's and GPT-2's, BERT's, Llama's and RoBERTa's, Llama 3's.
 SPELLINGS = ((END, PAD, START, MASK), ("[SEP]", "[PAD]", "[CLS]", "[MASK]"), ("</s>", "<pad>", "<s>", "<mask>"),
              ("<|end_of_text|>", "<|finetune_right_pad_id|>", "<|begin_of_text|>", MASK))
-SMALLEST_VOCABULARY = 256 + len((END, PAD))
 
 
 class Tokenizer:
     """Byte-level byte-pair encoding: text -> UTF-8 bytes -> merges of frequent neighbours -> token ids.
 
-    Every text has an encoding and comes back unchanged, `decode(encode(text)) == text`: there is no unknown token, no
-    normalisation and no added space. `Tokenizer.train` makes one, `Tokenizer.load` reads one.
+    One that `Tokenizer.train` makes encodes every text, and gives it back unchanged, `decode(encode(text)) == text`: there is
+    no unknown token, no normalisation and no added space. `Tokenizer.load` reads others too, as BERT's, which may have these.
 
     Source: Sennrich et al. 2016, Neural Machine Translation of Rare Words with Subword Units, section 3.2; on bytes:
     Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.2.
@@ -49,7 +48,8 @@ class Tokenizer:
         if found is None:
             raise ValueError(
                 f"Tokenizer: expected an end-of-document token {end!r}, but the vocabulary of "
-                f"{rules.get_vocab_size():,} tokens has none. Name the one it uses: Tokenizer.load(file, end=...)."
+                f"{rules.get_vocab_size():,} tokens has none. Name the one it uses: Tokenizer.load(file, end=...), or, in a "
+                "model's folder, eos_token_id in config.json."
             )
         self.end = found
         self.pad, self.start, self.mask = (rules.token_to_id(name) for name in (pad, start, mask))
@@ -66,15 +66,16 @@ class Tokenizer:
 
         With `masked` there are a start and a mask token too, for a masked language model.
         The same texts in the same order give the same tokenizer. A pair must occur twice to be merged, so texts with
-        too few repetitions give fewer tokens. Raises ValueError when `vocab_size` is below 258, TypeError when `texts`
-        is one string.
+        too few repetitions give fewer tokens. Raises ValueError when `vocab_size` is below 258 (260 with `masked`), TypeError
+        when `texts` is one string.
 
         >>> Tokenizer.train(["to be or not to be"] * 9, vocab_size=262).vocab_size
         262
         """
-        if vocab_size < SMALLEST_VOCABULARY:
+        special = (END, PAD, START, MASK)[: 4 if masked else 2]
+        if vocab_size < 256 + len(special):
             raise ValueError(
-                f"Tokenizer.train: vocab_size must be at least {SMALLEST_VOCABULARY} (256 bytes, {END}, {PAD}), "
+                f"Tokenizer.train: vocab_size must be at least {256 + len(special)} (256 bytes, {', '.join(special)}), "
                 f"got {vocab_size}. A small model does well with 2,000 to 8,000."
             )
         _require_texts("Tokenizer.train", texts)
@@ -84,7 +85,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            special_tokens=[AddedToken(name, special=True) for name in (END, PAD, START, MASK)[: 4 if masked else 2]],
+            special_tokens=[AddedToken(name, special=True) for name in special],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=progress,
         )
@@ -95,6 +96,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of tokens, special ones included: ids are 0 .. vocab_size - 1."""
         return self._rules.get_vocab_size()
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that `encode` gives: no special token's."""
+        return max(set(self._rules.get_vocab().values()).difference(self.special), default=-1)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`: no special token is added, and the spelling of one in `text` is plain text."""
@@ -117,6 +123,12 @@ class Tokenizer:
                 "encoding, or clean a text by text.encode('utf-8', 'replace').decode()."
             ) from error
         return [encoding.ids for encoding in encodings]
+
+    @property
+    def special(self) -> list[int]:
+        """The ids of all special tokens: start, end, padding, mask, unknown and whatever else a file marks as such."""
+        added = self._rules.get_added_tokens_decoder().items()
+        return sorted({i for i, token in added if token.special} | {self.end})
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         """A document as a model reads it: the start token, where there is one, `ids`, and the end token."""
@@ -144,13 +156,15 @@ class Tokenizer:
         write_text(Path(file), self._rules.to_str(pretty=True))
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str], end: str | None = None, pad: str | None = None) -> Tokenizer:
+    def load(cls, file: str | os.PathLike[str], end: str | int | None = None, pad: str | int | None = None,
+             start: str | int | None = None) -> Tokenizer:
         """Read a `tokenizer.json`, from `save` or from Hugging Face.
 
-        The special tokens are those of minitune, GPT-2, BERT, RoBERTa or Llama, whichever the file has, unless `end` and `pad`
-        name two. GPT-2's file has no padding token: `pad` is then None, not `end`, because whoever finds a row's last token by
-        its padding would lose the end token too. Raises FileNotFoundError, and ValueError for a file of another kind
-        or without the end token.
+        The special tokens are those of minitune, GPT-2, BERT, RoBERTa or Llama, whichever the file has, unless they are given:
+        as names, or as the ids that a config.json has, of which those count that are special tokens in the file. GPT-2 has no
+        padding token, and its config.json the end's id at most: `pad` is then None, not `end`, because whoever finds a row's
+        last token by its padding would lose the end token too. Raises FileNotFoundError, and ValueError for a file of another
+        kind or without the end token.
         """
         text = Path(file).read_text(encoding="utf-8")
         try:
@@ -160,8 +174,12 @@ class Tokenizer:
                 f"Tokenizer.load: expected a Hugging Face tokenizer.json, but {file} is none ({error}). "
                 "Is it a vocab.json or another model's file?"
             ) from error
-        known = next((names for names in SPELLINGS if rules.token_to_id(names[0]) is not None), SPELLINGS[0])
-        return cls(rules, end or known[0], pad or known[1], *known[2:])
+        special = {i: token.content for i, token in rules.get_added_tokens_decoder().items()}
+        pad, start = (None if isinstance(given, int) and given == end else given for given in (pad, start))
+        end, pad, start = (special.get(given) if isinstance(given, int) else given for given in (end, pad, start))
+        known = next((names for names in SPELLINGS if end in (None, names[0]) and rules.token_to_id(names[0]) is not None),
+                     SPELLINGS[0])
+        return cls(rules, end or known[0], pad or known[1], start or known[2], known[3])
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, end={self.end}, pad={self.pad})"

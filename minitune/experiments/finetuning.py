@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import backend
 from ..data import ClassificationSet, Dataset, ExampleSet, LanguageModelSet, Split, Tokenizer
-from ..models import BERT, Classifier, from_pretrained
+from ..models import BERT, GPT, Classifier, from_pretrained
 from ..models.language_model import LanguageModel
 from ..train import Trainer
 from ..train.evaluate import BatchSet
@@ -32,7 +32,7 @@ class Finetuning:
 
     `lr` None means the method's usual rate times 128 / channels. With a validation split the epoch that did best on it is
     kept, and tuning stops after `patience` epochs without a better one; fewer than 100 rows with labels are only watched,
-    since one row more or less decides among them.
+    since one row more or less decides among them. `pooling` None means "max" for a GPT, else what fits the model.
     """
 
     method: str = "full"
@@ -41,7 +41,7 @@ class Finetuning:
     batch_size: int = 16
     accumulate: int = 1
     patience: int = 3
-    pooling: str = "max"
+    pooling: str | None = None
     ema: float | None = None
     seed: int = 0
 
@@ -98,7 +98,7 @@ def as_set(split: Split, kind: str, tokenizer: Tokenizer, block_size: int,
         raise ValueError("finetune: a model that reads in both directions, as BERT, writes no text and needs labelled texts, "
                          f"got a data set of kind {kind!r}")
     if kind == "text":
-        documents = [[*ids, tokenizer.end] for ids in tokenizer.encode_batch(split.texts)]
+        documents = [tokenizer.frame(ids) for ids in tokenizer.encode_batch(split.texts)]
         return LanguageModelSet(documents, min(block_size, sum(map(len, documents))))     # little text makes one shorter row
     if kind not in ("completion", "chat"):
         raise ValueError(f"finetune: expected texts, got a data set of kind {kind!r}")
@@ -120,7 +120,11 @@ def finetune(dataset: Dataset, base: str | Path | Backbone, settings: Finetuning
                          "or 'full'")
     backend.seed(settings.seed)
     backbone = base_model(base)
-    model: Any = Classifier(backbone, dataset.labels, settings.pooling) if dataset.kind == "classification" else backbone
+    model: Any = backbone
+    if dataset.kind == "classification":
+        model = Classifier(backbone, dataset.labels, settings.pooling or ("max" if isinstance(backbone, GPT) else None))
+    elif isinstance(backbone, LanguageModel):
+        backbone.require_head()                 # a classifier's folder may hold no output matrix
     report = apply(model, TUNING[settings.method])
     train, valid, notes = _sets(dataset, backbone)
     steps = ceil(len(train) / (settings.batch_size * settings.accumulate))

@@ -30,7 +30,7 @@ class TextClassifier:
     _estimator_type = "classifier"              # how scikit-learn before 1.6 knows
 
     def __init__(self, base: str | Path | GPT | None = None, method: str = "full", epochs: int = 15,
-                 lr: float | None = None, batch_size: int = 16, pooling: str = "max", valid: float = 0.1, seed: int = 0,
+                 lr: float | None = None, batch_size: int = 16, pooling: str | None = None, valid: float = 0.1, seed: int = 0,
                  progress: bool = False) -> None:
         self.base, self.method, self.epochs, self.lr, self.batch_size = base, method, epochs, lr, batch_size
         self.pooling, self.valid, self.seed, self.progress = pooling, valid, seed, progress

@@ -17,7 +17,7 @@ CLASSIFIER = {"head": "classifier"}
 PREDICTIONS = {"transform": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm",
                "bias": "cls.predictions.bias"}
 FAMILY = Family(
-    title="BERT", name="bert", architecture="BertModel", prefix="bert.", prefixed=False,
+    title="BERT", name="bert", architectures=("BertModel",), prefix="bert.", prefixed=False,
     sizes={"vocab_size": Setting("vocab_size"), "max_position_embeddings": Setting("block_size"),
            "num_hidden_layers": Setting("n_layer"), "num_attention_heads": Setting("n_head"),
            "hidden_size": Setting("n_embd"), "intermediate_size": Setting("n_inner"),
@@ -26,7 +26,6 @@ FAMILY = Family(
     fixed={"hidden_act": "gelu", "is_decoder": False, "add_cross_attention": False, "tie_word_embeddings": True,
            "position_embedding_type": "absolute"},
     written={"attention_probs_dropout_prob": 0.0},
-    divides=(("n_head", "n_embd"),),
     derived=lambda fields: {"n_inner": 4 * fields["n_embd"]},
     names={"token_embedding": "embeddings.word_embeddings", "position_embedding": "embeddings.position_embeddings",
            "segment_embedding": "embeddings.token_type_embeddings", "embedding_norm": "embeddings.LayerNorm",
@@ -42,8 +41,6 @@ FAMILY = Family(
     tied=lambda config: {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
                          "cls.predictions.decoder.bias": "cls.predictions.bias"},
     heads=(Head("classifier", "BertForSequenceClassification", CLASSIFIER, {"pooling": "cls"}),
-           Head("multi_label_classifier", "BertForSequenceClassification", CLASSIFIER, {"pooling": "cls"},
-                problem="multi_label_classification"),
            Head("token_classifier", "BertForTokenClassification", CLASSIFIER, lacks=("pooler",)),
            Head("multiple_choice", "BertForMultipleChoice", CLASSIFIER, {"pooling": "cls"}),
            Head("masked_language_model", "BertForMaskedLM", PREDICTIONS, {"next_sentence": False}, lacks=("pooler",)),

@@ -29,10 +29,8 @@ def number(value: Any) -> bool:
 
 SIZE = Expected("a positive integer", lambda value: type(value) is int and 0 < value < 2**31)
 POSITIVE = Expected("a number above 0", lambda value: number(value) and value > 1e-30)
-NOT_NEGATIVE = Expected("a number from 0", lambda value: number(value) and value >= 0)
 FRACTION = Expected("a number from 0 to below 1", lambda value: number(value) and 0 <= value < 1)
 FLAG = Expected("true or false", lambda value: isinstance(value, bool))
-NAME = Expected("a name", lambda value: isinstance(value, str))
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Head:
 
     `kind` is minitune's; `names` are as in Family, none of them under the prefix; `when` are the settings under which both
     compute the same; `lacks` are parts of the backbone that the class has not and its head does not read.
+    A class for a classifier is one for several labels at once too, where config.json has the problem type MULTI_LABEL.
     """
 
     kind: str
@@ -57,18 +56,18 @@ class Head:
     names: dict[str, str]
     when: dict[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
-    problem: str = "single_label_classification"
 
 
-LABELS = Expected("names", lambda value: True)  # read from id2label and checked there
+MULTI_LABEL = "multi_label_classification"
 
 # a head's kind -> what its constructor takes beside the backbone
-KINDS: dict[str, dict[str, Expected]] = {
-    "classifier": {"labels": LABELS, "pooling": NAME, "auxiliary": NOT_NEGATIVE},
-    "multi_label_classifier": {"labels": LABELS, "pooling": NAME},
-    "token_classifier": {"labels": LABELS},
-    "multiple_choice": {"choices": SIZE, "pooling": NAME},
-    "masked_language_model": {"next_sentence": FLAG},
+KINDS: dict[str | None, tuple[str, ...]] = {
+    None: (),
+    "classifier": ("labels", "pooling", "auxiliary"),
+    "multi_label_classifier": ("labels", "pooling"),
+    "token_classifier": ("labels",),
+    "multiple_choice": ("choices", "pooling"),
+    "masked_language_model": ("next_sentence",),
 }
 OWN_DEFAULTS = {"choices": 2}                   # what Hugging Face's folders do not say
 
@@ -97,7 +96,7 @@ class Family:
 
     title: str
     name: str                                   # Hugging Face's model type
-    architecture: str                           # Hugging Face's class of the backbone by itself
+    architectures: tuple[str, ...]              # Hugging Face's classes of the backbone by itself; the first is written
     prefix: str
     sizes: dict[str, Setting]
     fixed: dict[str, Any]                       # what minitune computes: a folder that says otherwise is refused
@@ -106,7 +105,6 @@ class Family:
     prefixed: bool = True                       # has the backbone by itself the prefix?
     outside: dict[str, str] = field(default_factory=dict)       # names of the backbone that never have the prefix
     written: dict[str, Any] = field(default_factory=dict)       # written and never read
-    divides: tuple[tuple[str, str], ...] = ()   # (a, b): the field a divides the field b
     transposed: tuple[str, ...] = ()            # ends of the names whose matrices are stored as (in, out)
     renamed: dict[str, str] = field(default_factory=dict)       # ends of names in old files -> today's
     ignored: str = r"(?!)"                      # pattern of names that hold nothing learned
@@ -133,20 +131,25 @@ class Family:
         head = self._class_for(kind, settings, state)
         fields = {setting.own: getattr(config, setting.own) for setting in self.sizes.values()}
         fields |= {name: value for name, value in self.derived(fields).items() if fields[name] is None}
-        described = {"model_type": self.name, "architectures": [head.architecture if head else self.architecture],
+        described = {"model_type": self.name, "architectures": [head.architecture if head else self.architectures[0]],
                      **self.fixed, **self.written, **{key: fields[setting.own] for key, setting in self.sizes.items()}}
         described = self.spell(described) | settings_to_config(settings)
-        if head is not None and head.problem != Head.problem:
-            described["problem_type"] = head.problem
         if kind is not None and head is None:
             described |= own_type(self.name, kind)
+        elif kind == "multi_label_classifier":
+            described["problem_type"] = MULTI_LABEL
         return described, self._tensors(state, kind)
+
+    def _classes(self, kind: str | None) -> list[Head]:
+        """The classes of Hugging Face with a head of this kind."""
+        kind = "classifier" if kind == "multi_label_classifier" else kind
+        return [head for head in self.heads if head.kind == kind]
 
     def _class_for(self, kind: str | None, settings: dict[str, Any], state: Arrays) -> Head | None:
         """The class of Hugging Face that computes this, or None."""
-        for head in self.heads:
+        for head in self._classes(kind):
             lost = any(_part_of(name, head.lacks) for name in state)
-            if head.kind == kind and not lost and all(settings.get(key) == value for key, value in head.when.items()):
+            if not lost and all(settings.get(key) == value for key, value in head.when.items()):
                 return head
         return None
 
@@ -176,7 +179,7 @@ class Family:
 
     def _head_names(self, kind: str | None) -> dict[str, str] | None:
         """All names of a kind of head; None where Hugging Face has no such head: it keeps minitune's."""
-        tables = [head.names for head in self.heads if head.kind == kind]
+        tables = [head.names for head in self._classes(kind)]
         return {own: theirs for table in tables for own, theirs in table.items()} if tables else None
 
     # ---- Reading -------------------------------------------------------------------------------------------------------
@@ -193,13 +196,13 @@ class Family:
         own = kind_of(self.name, config)
         head = None if own else self._class_in(config, tensors)
         kind = own or (head.kind if head else None)
+        if head and kind == "classifier" and config.get("problem_type") == MULTI_LABEL:
+            kind = "multi_label_classifier"
         state, misfits = self._state(tensors, kind, bool(own), self.tied(config))
         state = {name: array for name, array in state.items() if not _part_of(name, head.lacks if head else ())}
         settings, wrong = settings_from_config(config, kind, state, head.when if head else {})
         fields = self._fields(config, wrong)
         wrong += absurd(fields, tensors)
-        wrong += [f"{a} {fields[a]} does not divide {b} {fields[b]}" for a, b in self.divides
-                  if fields.get(a) and fields.get(b) and fields[b] % fields[a]]
         if wrong:
             raise ValueError(f"from_pretrained: not a {self.title} model that minitune computes: " + "; ".join(wrong))
         fields |= {name: None for name, value in self.derived(fields).items() if fields[name] == value}
@@ -208,22 +211,23 @@ class Family:
 
     def _fields(self, config: dict[str, Any], wrong: list[str]) -> dict[str, Any]:
         """The config's fields that are in order; what is not is added to `wrong`."""
-        fields = {}
+        fields: dict[str, Any] = {}
         for key, setting in self.sizes.items():
-            value = config.get(key)
-            if value is None and setting.default is not REQUIRED:
-                fields[setting.own] = setting.default
-            elif key not in config:
+            value = setting.default if config.get(key) is None else config[key]
+            if value is REQUIRED:
                 wrong.append(f"{key} is missing")
-            elif not setting.expected.holds(value):
+            elif value is not setting.default and not setting.expected.holds(value):
                 wrong.append(f"{key} is {short(value)}, expected {setting.expected.words}")
-            else:
-                fields[setting.own] = value
+            elif fields.setdefault(setting.own, value) != value:
+                wrong.append(f"{key} is {short(value)}, expected {fields[setting.own]!r}: minitune has one {setting.own}")
         wrong += [f"{key} is {short(config[key])}, expected {value!r}" for key, value in self.fixed.items()
                   if config.get(key, value) != value]
         problem = config.get("problem_type")
-        if problem not in (None, "single_label_classification", "multi_label_classification"):
-            wrong.append(f"problem_type is {short(problem)}, expected single- or multi_label_classification")
+        if problem not in (None, "single_label_classification", MULTI_LABEL):
+            wrong.append(f"problem_type is {short(problem)}, expected single- or {MULTI_LABEL}. There is no regression head")
+        known = [*self.architectures, *(head.architecture for head in self.heads)]
+        if config.get("model_type") == self.name and _architecture(config) not in (None, *known):
+            wrong.append(f"{short(_architecture(config))} is a class that minitune has not; it has {', '.join(known)}")
         return fields
 
     def _today(self, name: str) -> str:
@@ -232,17 +236,13 @@ class Family:
 
     def _class_in(self, config: dict[str, Any], tensors: Arrays) -> Head | None:
         """The class whose head the arrays hold; those that share names are told apart by config.json."""
-        listed = config.get("architectures")
-        architecture = listed[0] if isinstance(listed, list) and listed else None
-
-        def fit(head: Head) -> tuple[int, bool, bool]:
+        def fit(head: Head) -> tuple[int, bool]:
             back = _inverse(head.names)
             present = sum(translate(name, back) is not None for name in tensors)
-            problem = config.get("problem_type") or Head.problem
-            return present, head.architecture == architecture, head.problem == problem
+            return present, head.architecture == _architecture(config)
 
         best = max(self.heads, key=fit)
-        return best if any(fit(best)[:2]) else None
+        return best if any(fit(best)) else None
 
     def _state(self, tensors: Arrays, kind: str | None, own: bool, tied: dict[str, str]) -> tuple[Arrays, list[str]]:
         """Arrays in minitune's names, and what is wrong with single ones."""
@@ -301,6 +301,12 @@ def _part_of(name: str, parts: tuple[str, ...]) -> bool:
     return name.removeprefix("backbone.").startswith(tuple(part + "." for part in parts))
 
 
+def _architecture(config: dict[str, Any]) -> Any:
+    """Hugging Face's class, where config.json names one."""
+    listed = config.get("architectures")
+    return listed[0] if isinstance(listed, list) and listed else None
+
+
 def own_type(family: str, kind: str | None) -> dict[str, Any]:
     """model_type and architectures of a folder that no class of Hugging Face reads."""
     name = "_".join(["minitune", family] + ([kind] if kind else []))
@@ -309,7 +315,8 @@ def own_type(family: str, kind: str | None) -> dict[str, Any]:
 
 def kind_of(family: str, config: dict[str, Any]) -> str | None:
     """The kind of head that a model type of our own names."""
-    return next((kind for kind in KINDS if config.get("model_type") == own_type(family, kind)["model_type"]), None)
+    prefix, model_type = f"minitune_{family}_", str(config.get("model_type"))
+    return model_type.removeprefix(prefix) if model_type.startswith(prefix) else None
 
 
 def settings_to_config(settings: dict[str, Any]) -> dict[str, Any]:
@@ -324,13 +331,11 @@ def settings_from_config(config: dict[str, Any], kind: str | None, state: Arrays
                          fixed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(settings of a head, complaints); `fixed` are those of Hugging Face's class, where it is one."""
     settings, wrong = {}, []
-    for key, expected in KINDS[kind].items() if kind else ():
+    for key in KINDS[kind]:
         value = config.get(f"minitune_{key}", fixed.get(key, OWN_DEFAULTS.get(key)))
         if key == "labels":
             settings[key], reasons = labels_from_config(config, state.get("head.weight"))
             wrong += reasons
-        elif value is not None and not expected.holds(value):
-            wrong.append(f"minitune_{key} is {short(value)}, expected {expected.words}")
         elif key in fixed and value != fixed[key]:
             wrong.append(f"minitune_{key} is {short(value)}, where Hugging Face's class has {fixed[key]!r}")
         elif value is not None:
@@ -339,29 +344,33 @@ def settings_from_config(config: dict[str, Any], kind: str | None, state: Arrays
 
 
 def labels_from_config(config: dict[str, Any], weight: np.ndarray | None) -> tuple[list[str], list[str]]:
-    """(names of the labels, complaints); LABEL_0, LABEL_1 ... where config.json gives none, as Hugging Face does."""
+    """(names of the labels, complaints); LABEL_0, LABEL_1 ... where config.json gives none, as Hugging Face does.
+
+    A name that is there twice gets its number the second time: ImageNet has two classes called crane, 134 and 517.
+    """
     named = config.get("id2label")
     if named is not None and not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
         return [], [f"id2label is {short(named)}, expected an object of names"]
     count = len(weight) if weight is not None and weight.size and weight.ndim else len(named or "no")
+    if count == 1:
+        return [], ["the head has one output, as for regression, which minitune has not"]
     if named is None:
         return [f"LABEL_{i}" for i in range(count)], []
     if set(named) != {str(i) for i in range(count)}:
         return [], [f"the head has {count} classes, id2label names {short(sorted(named))}"]
-    return [named[str(i)] for i in range(count)], []
+    first: dict[str, int] = {}
+    names = [named[str(i)] for i in range(count)]
+    return [name if first.setdefault(name, i) == i else f"{name} ({i})" for i, name in enumerate(names)], []
 
 
 def absurd(fields: dict[str, Any], tensors: Arrays) -> list[str]:
-    """Complaints about sizes that the arrays of a folder cannot have: nothing is built, or allocated, after them."""
+    """Complaints about sizes that take memory before any array is compared, and that the arrays of a folder cannot have."""
     numbers = sum(array.size for array in tensors.values())
-    wrong = []
-    for name, value in fields.items():
-        largest = max((item for item in (value if isinstance(value, tuple) else [value]) if type(item) is int), default=0)
-        if name == "n_layer" and largest > len(tensors):
-            wrong.append(f"n_layer is {short(value)}, but the folder holds {len(tensors)} arrays")
-        elif name != "block_size" and largest > numbers:
-            wrong.append(f"{name} is {short(value)}, but all arrays together hold {numbers:,} numbers")
-    return wrong
+    limits = {"n_layer": (len(tensors), "the folder holds {:,} arrays"),            # a layer has an array or more
+              "n_embd": (numbers, "all arrays together hold {:,} numbers"),         # these two: Llama's table of angles
+              "head_size": (numbers, "all arrays together hold {:,} numbers")}
+    return [f"{name} is {short(fields[name])}, but {words.format(limit)}" for name, (limit, words) in limits.items()
+            if type(fields.get(name)) is int and fields[name] > limit]
 
 
 def no_place(title: str, names: list[str]) -> str:

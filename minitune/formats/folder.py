@@ -174,14 +174,20 @@ def _shards(tensors: dict[str, np.ndarray], most: int | None) -> list[dict[str, 
 def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(config, tensors) of a model folder. Nothing in the folder is executed; pickled weights are not read.
 
-    Raises FileNotFoundError where a file is missing, ValueError where one is damaged.
+    Raises FileNotFoundError where a file is missing, ValueError where one is damaged or the weights are quantised.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"from_pretrained: there is no folder {folder}. Nothing is downloaded: expected the path of a "
+                                "folder that holds config.json and model.safetensors")
     if not (folder / CONFIG).exists():
         raise FileNotFoundError(_missing(folder, CONFIG))
     if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
         raise FileNotFoundError(_missing(folder, WEIGHTS))
     config = read_json(folder / CONFIG)
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ValueError(f"{folder / CONFIG}: the weights are quantised by {method!r:.60}: save the model dequantised")
     if "auto_map" in config:
         raise ValueError(f"{folder / CONFIG}: auto_map asks for code that comes with the folder, {config['auto_map']!r:.60}. "
                          "Code from a model folder is never executed. Remove the key if the model is one that minitune knows")
@@ -189,6 +195,9 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 
 def _missing(folder: Path, name: str) -> str:
+    if (folder / "adapter_config.json").exists():
+        return (f"from_pretrained: {folder} holds an adapter (adapter_config.json), no model. Adapters are not read yet: merge "
+                "it into its model where it was trained, and save that model")
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     found = f"; the folder holds {', '.join(pickles[:6])}. Let whoever made them save safetensors" if pickles else ""
     return (f"from_pretrained: {folder / name} is missing. A model folder holds config.json and model.safetensors; pickled "
@@ -216,8 +225,14 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
                   for key in held if places.get(key) != name]
         tensors |= held
     if wrong:
-        raise ValueError(f"{file}: the index and the files do not agree:\n  " + "\n  ".join(wrong))
+        raise ValueError(f"{file}: the index and the files do not agree:" + lines(wrong))
     return tensors
+
+
+def lines(wrong: list[str], most: int = 20) -> str:
+    """The first of many complaints, a line each, and how many there are beside."""
+    more = [f"and {len(wrong) - most:,} more"] if len(wrong) > most else []
+    return "".join(f"\n  {line}" for line in wrong[:most] + more)
 
 
 def read_json(file: Path) -> dict[str, Any]:

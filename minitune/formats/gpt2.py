@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .family import FRACTION, Arrays, Family, Head, Setting, translate
+from .family import FRACTION, POSITIVE, Arrays, Family, Head, Setting, translate
 
 QKV = ("query", "key", "value")
 QUERY = re.compile(r"blocks\.\d+\.attention\.query\.(weight|bias)")
@@ -37,22 +37,22 @@ def split(state: Arrays, misfits: list[str]) -> Arrays:
 
 
 def unify(config: dict[str, Any]) -> dict[str, Any]:
-    """An inner width that is written out is the usual one."""
-    usual = isinstance(config.get("n_embd"), int) and config.get("n_inner") == 4 * config["n_embd"]
-    return config | {"n_inner": None} if usual else config
+    """The usual inner width, where it is written out, is None; the tanh form of gelu has one name."""
+    if isinstance(config.get("n_embd"), int) and config.get("n_inner") == 4 * config["n_embd"]:
+        config = config | {"n_inner": None}
+    same = config.get("activation_function") == "gelu_pytorch_tanh"
+    return config | {"activation_function": "gelu_new"} if same else config
 
 
-SCORE = {"head": "score"}
 FAMILY = Family(
-    title="GPT-2", name="gpt2", architecture="GPT2LMHeadModel", prefix="transformer.",
+    title="GPT-2", name="gpt2", architectures=("GPT2LMHeadModel", "GPT2Model"), prefix="transformer.",
     sizes={"vocab_size": Setting("vocab_size"), "n_positions": Setting("block_size"), "n_layer": Setting("n_layer"),
            "n_head": Setting("n_head"), "n_embd": Setting("n_embd"), "embd_pdrop": Setting("dropout", FRACTION, 0.1),
-           "resid_pdrop": Setting("dropout", FRACTION, 0.1)},
-    fixed={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-           "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "n_inner": None,
-           "add_cross_attention": False},
+           "resid_pdrop": Setting("dropout", FRACTION, 0.1), "n_inner": Setting("n_inner", default=None),
+           "layer_norm_epsilon": Setting("eps", POSITIVE, 1e-5)},
+    fixed={"activation_function": "gelu_new", "tie_word_embeddings": True, "scale_attn_weights": True,
+           "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     written={"attn_pdrop": 0.0},
-    divides=(("n_head", "n_embd"),),
     names={"token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f",
            "blocks.{i}.attention_norm": "h.{i}.ln_1", "blocks.{i}.mlp_norm": "h.{i}.ln_2",
            "blocks.{i}.attention.qkv": "h.{i}.attn.c_attn", "blocks.{i}.attention.output": "h.{i}.attn.c_proj",
@@ -60,9 +60,7 @@ FAMILY = Family(
     transposed=("attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight", "attn.c_attn.weight"),
     ignored=r"\bh\.\d+\.attn\.(masked_)?bias$",                 # causal masks, which old files hold
     tied=lambda config: {"lm_head.weight": "transformer.wte.weight"},
-    heads=(Head("classifier", "GPT2ForSequenceClassification", SCORE, {"pooling": "last"}),
-           Head("multi_label_classifier", "GPT2ForSequenceClassification", SCORE, {"pooling": "last"},
-                problem="multi_label_classification"),
+    heads=(Head("classifier", "GPT2ForSequenceClassification", {"head": "score"}, {"pooling": "last"}),
            Head("token_classifier", "GPT2ForTokenClassification", {"head": "classifier"})),
     unify=unify, join=join, split=split,
 )

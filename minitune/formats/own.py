@@ -7,10 +7,6 @@ from typing import Any
 
 from .family import Arrays, Stored, absurd, kind_of, no_place, own_type, settings_from_config, settings_to_config
 
-# keys of config.json that are no field of a model's config
-OTHERS = ("model_type", "architectures", "id2label", "label2id", "bos_token_id", "eos_token_id", "pad_token_id",
-          "torch_dtype", "dtype", "transformers_version")
-
 
 @dataclass(frozen=True)
 class OwnFamily:
@@ -27,11 +23,10 @@ class OwnFamily:
         return own_type(self.name, kind) | asdict(config) | settings_to_config(settings or {}), state
 
     def read(self, config: dict[str, Any], tensors: Arrays) -> Stored:
-        """What a folder holds. Raises ValueError, with all reasons, for values that no config has."""
+        """What a folder holds, every key of config.json as a field. Raises ValueError, with all reasons, for absurd sizes."""
         kind = kind_of(self.name, config)
         settings, wrong = settings_from_config(config, kind, tensors, {})
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
-                  if key not in OTHERS and not key.startswith("minitune_")}
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
         wrong += absurd(fields, tensors)
         if wrong:
             raise ValueError(f"from_pretrained: not a {self.name} model that minitune computes: " + "; ".join(wrong))

@@ -19,8 +19,9 @@ from .language_model import LanguageModel
 
 @dataclass(frozen=True)
 class AWDLSTMConfig:
-    """The sizes of an AWD-LSTM and the strength of each of its regularisers, by default those of the paper.
+    """The sizes of an AWD-LSTM and the strength of each of its regularisers.
 
+    By default these are the paper's, but for `n_hidden`: 1152 is fastai's later size, the paper has 1150.
     V tokens, C = n_embd channels of the embedding and of the last layer, `n_hidden` units in the layers before it. Rows may be
     longer than `block_size`: it is how far generation reads back when it starts anew.
     Dropout, as probabilities: `weight_dropout` of recurrent weights, `embedding_dropout` of whole words, and of channels of a
@@ -61,6 +62,7 @@ class AWDLSTM(LanguageModel):
     family = OwnFamily("awd_lstm")
     pooling = "concat"
     head_bias = True
+    recurrent = True
 
     def __init__(self, config: AWDLSTMConfig) -> None:
         self.config = config
@@ -69,7 +71,7 @@ class AWDLSTM(LanguageModel):
         self.layers = [LSTM(H if i else C, H if i < last else C) for i in range(config.n_layer)]
         self.bias: Parameter | None = filled((config.vocab_size,), 0.0)                 # of the logits
 
-    def features(self, batch: Batch, cache: LSTMState | None = None) -> Tensor:     # type: ignore[override]
+    def features(self, batch: Batch, cache: LSTMState | None = None) -> Tensor:
         """What the model makes of every token, before any head: (B, T, C). With a cache, the batch goes on where it ends."""
         return self._drop_channels(self._hidden_states(batch, cache), self.config.output_dropout)
 
@@ -107,10 +109,11 @@ class AWDLSTM(LanguageModel):
         """What is added to the logits: (V,), or None."""
         return self.bias
 
-    def without_head(self, pooler: bool = False) -> AWDLSTM:
-        """This model, with the same parts, without the bias of its logits: what another head is put on."""
-        bare = super().without_head()
-        bare.bias = None
+    def without_head(self, pooler: bool = False, output: bool = False) -> AWDLSTM:
+        """A copy with the same Parameters; without the bias of its logits where a head does not read it."""
+        bare = self.sharing_parameters()
+        if not output:
+            bare.bias, bare.headless = None, True
         return bare
 
     def new_cache(self, length: int) -> LSTMState:

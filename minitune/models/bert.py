@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,9 +12,9 @@ from ..data import Batch
 from ..formats import bert
 from ..nn import MLP, Attention, Dropout, Embedding, LayerNorm, Linear, Module, recompute
 from ..tensor import Tensor
+from .backbone import Backbone, check_length
 from .config import Groups, check_heads, check_sizes
-from .language_model import check_ids, check_length
-from .pretrained import Pretrained
+from .head import pool_first
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,14 @@ class BERTBlock(Module):
         return self.mlp_norm(self.mlp(x, residual=x))
 
 
-class BERT(Module, Pretrained):
+class BERT(Backbone):
     """Reads a text, or two as segments 0 and 1, in both directions. What it is used for is a head's matter.
 
     Its rows begin with the start token, [CLS], which heads read for the whole text. Pre-training: `MaskedLanguageModel`.
-    With `model.recompute = True` training keeps each block's input alone (`nn.recompute`).
     Source: Devlin et al. 2019, BERT: pre-training of deep bidirectional transformers, sections 3 and A.
     """
 
     family = bert.FAMILY
-    recompute: bool = False
-    causal = False
-    head_bias = True
 
     def __init__(self, config: BERTConfig) -> None:
         self.config = config
@@ -86,26 +80,14 @@ class BERT(Module, Pretrained):
         self.pooler = Linear(config.n_embd, config.n_embd) if config.pooler else None
 
     @property
-    def pooling(self) -> str:
+    def pooling(self) -> str:                   # type: ignore[override]
         """What a classifier on this model takes unless told otherwise."""
         return "cls" if self.pooler else "first"
-
-    def forward(self, ids: Array) -> Tensor:
-        """Integer ids (B, T), or a Batch -> features (B, T, C)"""
-        return self.features(self.batch_of(ids))
-
-    def batch_of(self, ids: Array) -> Batch:
-        """Integer ids (B, T) as a Batch; a Batch as it is."""
-        if isinstance(ids, Batch):
-            return ids
-        batch = Batch.of_ids(ids)
-        batch.last = np.full_like(batch.ids, batch.ids.shape[1] - 1)
-        return batch
 
     def features(self, batch: Batch) -> Tensor:
         """What the model makes of every token, before any head: (B, T, C)."""
         check_length(self, batch)
-        segments = np.zeros_like(batch.ids) if batch.segments is None else batch.segments
+        segments = self._segments(batch)
         x = self.token_embedding(batch.ids) + self.position_embedding(batch.positions)  # (B, T, C)
         x = self.embedding_norm(x + self.segment_embedding(segments))
         x = self.dropout(x)
@@ -113,22 +95,26 @@ class BERT(Module, Pretrained):
             x = recompute(block, x, batch.first, batch.last) if self.recompute else block(x, batch.first, batch.last)
         return x
 
-    def pool(self, x: Tensor) -> Tensor:
-        """tanh of a linear layer on the first token's features: (B, T, C) -> (B, C)"""
+    def _segments(self, batch: Batch) -> Array:
+        """(B, T), 0 where a batch has none."""
+        segments, count = np.zeros_like(batch.ids) if batch.segments is None else batch.segments, self.config.n_segments
+        if segments.size and not 0 <= segments.min() <= segments.max() < count:
+            raise ValueError(f"BERT: segments must be 0 .. {count - 1}, as n_segments is {count}, got {segments.min()} .. "
+                             f"{segments.max()}")
+        return segments
+
+    def pool(self, x: Tensor, valid: Array | None = None) -> Tensor:
+        """tanh of a linear layer on the features of each row's first token that is valid: (B, T, C) -> (B, C)"""
         if self.pooler is None:
             raise ValueError("BERT: this model has no pooler. Take another pooling: \"first\", \"mean\" or \"max\"")
-        return ops.tanh(self.pooler(x[:, 0]))
+        return ops.tanh(self.pooler(x[:, 0] if valid is None else pool_first(x, valid)))
 
-    def without_head(self, pooler: bool = True) -> BERT:
-        """This model, with the same parts; without its pooler where a head does not read that."""
-        bare = copy(self)
+    def without_head(self, pooler: bool = False, output: bool = False) -> BERT:
+        """A copy with the same Parameters; without the pooler where a head does not read it."""
+        bare = self.sharing_parameters()
         if not pooler:
             bare.config, bare.pooler = replace(self.config, pooler=False), None
         return bare
-
-    def check(self, dataset: Any) -> None:
-        """Raises ValueError where a set holds a token that this model has not."""
-        check_ids(self, dataset)
 
     def layer_groups(self) -> Groups:
         """(name, modules) from the input to the output: what is unfrozen step by step."""
@@ -137,6 +123,3 @@ class BERT(Module, Pretrained):
             blocks[-1][1].append(self.pooler)
         embeddings = [self.token_embedding, self.position_embedding, self.segment_embedding, self.embedding_norm]
         return [("embeddings", embeddings), *blocks]
-
-    def __repr__(self) -> str:
-        return f"BERT({self.config}, {self.num_parameters():,} parameters)"

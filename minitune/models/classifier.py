@@ -10,7 +10,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array
 from ..tensor import Tensor
-from .head import Head, PooledHead, check_targets, checked_labels
+from .head import PooledHead, check_targets, checked_labels
 
 Losses = dict[str, tuple[Tensor, int, float]]
 
@@ -20,19 +20,20 @@ class Classifier(PooledHead):
 
     The backbone's features are pooled, and a linear head gives the logits. `auxiliary` is the weight of the backbone's own
     loss beside that of the labels, lambda in Radford et al. 2018, Improving language understanding by generative
-    pre-training, equation 5. Raises ValueError for fewer than two labels, repeated ones, or an unknown pooling.
+    pre-training, equation 5. Raises ValueError for fewer than two labels, repeated ones, or an unknown pooling, and for an
+    auxiliary loss on what cannot predict next tokens.
     """
 
     kind = "classifier"
 
     def __init__(self, backbone: Any, labels: Sequence[str], pooling: str | None = None, auxiliary: float = 0.0) -> None:
         self.labels, self.auxiliary = checked_labels("Classifier", labels), auxiliary
-        super().__init__(backbone, len(self.labels), pooling)
+        super().__init__(backbone, len(self.labels), pooling, output=bool(auxiliary))
         if auxiliary:
             if not 0 < auxiliary < np.inf or not hasattr(self.backbone, "language_loss"):
                 raise ValueError(f"Classifier: auxiliary must be 0, or more on a backbone that predicts next tokens, got "
                                  f"{auxiliary} on {type(self.backbone).__name__}")
-            self.backbone = backbone.backbone if isinstance(backbone, Head) else backbone   # with its output matrix
+            self.backbone.require_head()
 
     def check(self, dataset: Any) -> None:
         """Raises ValueError where a set has a label that is none of this model's, or a token that its backbone has not."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from .. import ops
 from ..data import ImageBatch
 from ..formats.own import OwnFamily
 from ..nn import Conv2d, Dropout, Module, recompute
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor
 from .config import Groups, check_sizes
-from .pretrained import Pretrained
+from .image_backbone import ImageBackbone
 
 
 @dataclass(frozen=True)
@@ -57,73 +53,31 @@ class CNNBlock(Module):
         return self.dropout(ops.max_pool2d(x, 2))                           # (B, F, H // 2, W // 2)
 
 
-class CNN(Module, Pretrained):
+class CNN(ImageBackbone):
     """Reads an image through ever larger windows: edges first, then parts, then things. For classes put a `Classifier` on it.
 
     Its largest number over all places says whether a channel's thing is anywhere in the image: the pooling "max".
-    With `model.recompute = True` training keeps each block's input alone (`nn.recompute`).
     Source: Simonyan and Zisserman 2015, Very deep convolutional networks for large-scale image recognition, section 2, without
     their linear layers; Oquab et al. 2015, Is object localization for free?, section 3, on the pooling.
     """
 
     family = OwnFamily("cnn")
-    recompute: bool = False
-    causal = False
     pooling = "max"
-    head_bias = True
 
     def __init__(self, config: CNNConfig) -> None:
         self.config = config
         widths = [config.n_channels, *config.widths]
         self.blocks = [CNNBlock(*pair, config.dropout) for pair in zip(widths, widths[1:])]
 
-    def forward(self, images: Any) -> Tensor:
-        """Images (B, channels, H, W), or an ImageBatch -> features (B, h w, C)"""
-        return self.features(self.batch_of(images))
-
-    def batch_of(self, images: Any) -> ImageBatch:
-        """Images as a batch; a batch as it is."""
-        return images if isinstance(images, ImageBatch) else ImageBatch.of_images(images)
-
     def features(self, batch: ImageBatch) -> Tensor:
         """What the model makes of every place of the image, before any head: (B, h w, C)."""
-        check_images(self, batch.images)
+        self.check_images(batch.images)
         x = Tensor(batch.images)                                            # (B, channels, H, W)
         for block in self.blocks:                                           # (B, C, h, w), half as high and wide each
             x = recompute(block, x) if self.recompute else block(x)
         B, C, h, w = x.shape
         return x.reshape(B, C, h * w).transpose(0, 2, 1)                    # (B, h w, C)
 
-    def without_head(self, pooler: bool = False) -> CNN:
-        """This model, with the same parts: it has none that only a head reads."""
-        return copy(self)
-
-    def check(self, dataset: Any) -> None:
-        """Raises ValueError where a set holds no images, or images of another size."""
-        check_set(self, dataset)
-
     def layer_groups(self) -> Groups:
         """(name, modules) from the input to the output: what is unfrozen step by step."""
         return [(f"blocks.{i}", [block]) for i, block in enumerate(self.blocks)]
-
-    def __repr__(self) -> str:
-        return f"CNN({self.config}, {self.num_parameters():,} parameters)"
-
-
-@no_grad()
-def check_set(model: Any, dataset: Any) -> None:
-    """Raises ValueError where a set holds no images, or images of another size than `model` reads."""
-    batch = dataset.batch(np.arange(1))
-    if not isinstance(batch, ImageBatch):
-        raise ValueError(f"{type(model).__name__}: expected a set of images, as in data.ImageSet(split), got "
-                         f"{type(dataset).__name__}")
-    check_images(model, batch.images)
-
-
-def check_images(model: Any, images: np.ndarray) -> None:
-    """Raises ValueError where images (B, C, H, W) are not of the size that `model` reads."""
-    config = model.config
-    expected = config.n_channels, config.image_size, config.image_size
-    if images.shape[1:] != expected:
-        raise ValueError(f"{type(model).__name__}: expected images (B, channels, H, W) = (B, {', '.join(map(str, expected))}), "
-                         f"got {images.shape}. Scale them, or build the model with another image_size or n_channels")

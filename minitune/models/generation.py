@@ -95,6 +95,13 @@ class Generative:
 
     config: Any
     tokenizer: Tokenizer | None
+    headless = False            # whether this is a copy from which what only gives logits was left out
+
+    def require_head(self) -> None:
+        """Raises ValueError where what gives the logits was left out."""
+        if self.headless:
+            raise ValueError(f"{type(self).__name__}: the output matrix or its bias was left out of this copy, for a "
+                             "classifier or another head. Load the language model itself")
 
     def new_cache(self, length: int) -> Any:
         """What keeps the `length` tokens read so far, for `features(batch, cache)`; `keep(rows)` drops the other rows."""
@@ -106,9 +113,9 @@ class Generative:
         """How the model continues a text, or each of a list of texts: the new text alone.
 
         A prompt is a text, or what `data.chat_prompt(messages)` makes of a conversation. What is written ends after
-        `max_new_tokens`, at the end token, or before the first of the texts `stop`. An empty prompt starts
-        from the end token, which stands between documents. How a token is chosen: see `Sampling`; temperature 0 is greedy,
-        and `mt.seed` makes draws repeatable.
+        `max_new_tokens`, at the end token, or before the first of the texts `stop`. An empty prompt starts from the tokenizer's
+        start token, or else from the end token, which stands between documents. How a token is chosen: see `Sampling`;
+        temperature 0 is greedy, and `mt.seed` makes draws repeatable.
         A model sees at most block_size tokens: a row that outgrows them, or a prompt that is longer, goes on from its last
         block_size // 2 tokens. `cache=False` reads these anew for every token: the same text, slowly.
         Raises ValueError for settings out of range and a model without tokenizer, TypeError for prompts that are no texts,
@@ -165,8 +172,7 @@ def _written(model: Any, prompts: list[Prompt], max_new_tokens: int, sampling: S
     examples = [prompt if isinstance(prompt, Example) else Example(prompt, (), ()) for prompt in prompts]
     ids = [row.tolist() or [tokenizer.end] for row, _ in encode_examples(examples, tokenizer)]
     banned = list(range(tokenizer.vocab_size, model.config.vocab_size))     # an embedding may have rows that are no token
-    if tokenizer.pad is not None:
-        banned.append(tokenizer.pad)
+    banned += [token for token in (tokenizer.pad, tokenizer.start, tokenizer.mask) if token is not None]
     rows = _Rows(model, ids, max_new_tokens, sampling, tokenizer.end, banned, cache)
     return _pieces(rows, [_Text(tokenizer, stop, row[-1]) for row in ids])
 
@@ -222,6 +228,7 @@ class _Rows:
                  end: int | None, banned: Sequence[int], cached: bool) -> None:
         if not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens must be a whole number from 1, got {max_new_tokens!r}")
+        model.require_head()
         self.model, self.max_new_tokens, self.sampling = model, max_new_tokens, sampling
         self.end, self.banned, self.cached = end, list(banned), cached
         self.windows = _checked(prompts, model.config.vocab_size)           # what the model sees of each row

@@ -9,13 +9,17 @@ from ..formats import gpt2
 from ..nn import Dropout, Embedding, LayerNorm, TransformerBlock, recompute
 from ..nn.cache import KVCache
 from ..tensor import Tensor
+from .backbone import check_length
 from .config import Groups, check_heads, check_sizes
-from .language_model import LanguageModel, check_length
+from .language_model import LanguageModel
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT: V tokens, at most `block_size` positions, layers, heads, C = n_embd channels."""
+    """The sizes of a GPT: V tokens, at most `block_size` positions, layers, heads, C = n_embd channels.
+
+    `n_inner` channels inside the MLP (None: 4 n_embd).
+    """
 
     vocab_size: int
     block_size: int
@@ -23,6 +27,8 @@ class GPTConfig:
     n_head: int
     n_embd: int
     dropout: float = 0.0
+    n_inner: int | None = None
+    eps: float = 1e-5
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -42,9 +48,9 @@ class GPT(LanguageModel):
         self.token_embedding = Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = Embedding(config.block_size, config.n_embd, std=0.01)
         self.dropout = Dropout(config.dropout)
-        self.blocks = [TransformerBlock(config.n_embd, config.n_head, config.n_layer, config.dropout)
-                       for _ in range(config.n_layer)]
-        self.norm = LayerNorm(config.n_embd)
+        self.blocks = [TransformerBlock(config.n_embd, config.n_head, config.n_layer, config.dropout, config.n_inner,
+                                        config.eps) for _ in range(config.n_layer)]
+        self.norm = LayerNorm(config.n_embd, config.eps)
 
     def features(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """What the model makes of every token, before any head: (B, T, C). With a cache, the batch goes on where it ends."""

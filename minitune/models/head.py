@@ -31,13 +31,14 @@ def pool_last(x: Tensor, valid: Array) -> Tensor:
 
 def pool_mean(x: Tensor, valid: Array) -> Tensor:
     """The mean over the tokens of each row. (B, T, C) -> (B, C)"""
-    share = (valid / valid.sum(1, keepdims=True)).astype(x.dtype)           # (B, T)
+    share = (valid / np.maximum(valid.sum(1, keepdims=True), 1)).astype(x.dtype)    # (B, T): 0 in a row without tokens
     return (x * array_module(x.data).asarray(share)[..., None]).sum(1)
 
 
 def pool_max(x: Tensor, valid: Array) -> Tensor:
     """The largest value of each channel over the tokens of each row. (B, T, C) -> (B, C)"""
-    hidden = np.where(valid, 0, np.finfo(x.dtype).min).astype(x.dtype)     # (B, T): padding never wins
+    counts = valid | ~valid.any(1, keepdims=True)                           # (B, T): a row without tokens stays finite
+    hidden = np.where(counts, 0, np.finfo(x.dtype).min).astype(x.dtype)     # (B, T): padding never wins
     return (x + array_module(x.data).asarray(hidden)[..., None]).max(1)
 
 
@@ -51,16 +52,21 @@ POOLINGS: dict[str, Callable[[Tensor, Array], Tensor]] = {
 
 
 class Head(Module, Pretrained):
-    """A model made of a backbone and a layer on its features. Of a model that has a head already, the backbone is taken."""
+    """A model made of a backbone and a layer on its features. Of a model that has a head already, the backbone is taken.
+
+    `head.backbone` is a copy that has the same Parameters as the model it was made of: both train the same weights, and what is
+    frozen in one is so in the other. Everything else belongs to one of them alone: which layers there are (LoRA, `set_part`),
+    training mode, `recompute`, `config`. Parts that only another head reads are left out; `pooler` and `output` keep them.
+    """
 
     backbone: Any
 
-    def __init__(self, backbone: Any, pooler: bool = False) -> None:
+    def __init__(self, backbone: Any, pooler: bool = False, output: bool = False) -> None:
         backbone = backbone.backbone if isinstance(backbone, Head) else backbone
         if not hasattr(backbone, "features"):
             raise TypeError(f"{type(self).__name__}: the backbone must be a model with features, such as a GPT, got "
                             f"{type(backbone).__name__}")
-        self.backbone = backbone.without_head(pooler)
+        self.backbone = backbone.without_head(pooler, output)
         self.tokenizer = getattr(backbone, "tokenizer", None)
 
     def features(self, batch: Any) -> Tensor:
@@ -103,13 +109,16 @@ class PooledHead(Head):
     through BERT's pooler; None is what fits the backbone. Raises ValueError for an unknown one.
     """
 
-    def __init__(self, backbone: Any, outputs: int, pooling: str | None = None, bias: bool | None = None) -> None:
+    def __init__(self, backbone: Any, outputs: int, pooling: str | None = None, bias: bool | None = None,
+                 output: bool = False) -> None:
         own = backbone.backbone if isinstance(backbone, Head) else backbone
         pooling = pooling or getattr(own, "pooling", "last")
         names = [*POOLINGS, *["cls"] * (getattr(own, "pooler", None) is not None)]
         if pooling not in names:
-            raise ValueError(f"{type(self).__name__}: pooling must be one of {', '.join(names)}, got {pooling!r}")
-        super().__init__(backbone, pooler=pooling == "cls")
+            raise ValueError(f"{type(self).__name__}: pooling must be one of {', '.join(names)}, got {pooling!r}" + (
+                '. "cls" reads a pooler, and this model has none or was made without it: take "first", or the BERT itself, '
+                "built with BERTConfig(..., pooler=True)" if pooling == "cls" else ""))
+        super().__init__(backbone, pooling == "cls", output)
         self.pooling = pooling
         self.head = Linear(own.config.n_embd * (3 if pooling == "concat" else 1), outputs,
                            own.head_bias if bias is None else bias)
@@ -122,24 +131,29 @@ class PooledHead(Head):
     def logits(self, x: Tensor, batch: Any) -> Tensor:
         """The features x (B, T, C) of a batch -> logits (B, outputs)"""
         if self.pooling == "cls":
-            return self.head(self.backbone.pool(x))
+            return self.head(self.backbone.pool(x, batch.valid))
         valid = np.ones(x.shape[:2], bool) if batch.valid is None else batch.valid      # an image has no padding
         return self.head(POOLINGS[self.pooling](x, valid))
 
 
 def checked_labels(caller: str, labels: Any) -> tuple[str, ...]:
-    """The names of labels; raises ValueError for fewer than two, or the same twice."""
+    """The names of labels; raises TypeError for what is no list, ValueError for fewer than two, or the same twice."""
+    if isinstance(labels, str) or not np.iterable(labels):
+        raise TypeError(f"{caller}: labels must be a list of names, such as ['no', 'yes'], or range(3) for numbers, got "
+                        f"{labels!r}")
     labels = tuple(map(str, labels))
     if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise ValueError(f"{caller}: expected at least two different labels, got {list(labels)}")
+        raise ValueError(f"{caller}: expected at least two different labels, got {str(list(labels)):.200}")
     return labels
 
 
 def check_targets(caller: str, dataset: Any, labels: tuple[str, ...]) -> None:
     """Raises ValueError where a set has a label that is none of these."""
-    given = np.concatenate([np.ravel(row) for row in getattr(dataset, "labels", ())] or [np.zeros(0, int)])
+    rows = [np.ravel(row) for row in getattr(dataset, "labels", ())]
+    given = np.concatenate(rows or [np.zeros(0, int)])
     wrong = np.flatnonzero(((given < 0) | (given >= len(labels))) & (given != ops.IGNORE))
     if len(wrong):
+        at = np.unique(np.repeat(np.arange(len(rows)), [len(row) for row in rows])[wrong])      # the rows that hold them
         raise ValueError(f"{caller}: labels must be 0 .. {len(labels) - 1} for {', '.join(labels[:6])}, got "
-                         f"{given[wrong[0]]} at row {wrong[0]} ({len(wrong)} such rows). Was the set made with other "
+                         f"{given[wrong[0]]} at row {at[0]} ({len(at)} such rows). Was the set made with other "
                          "label names?")

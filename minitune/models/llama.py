@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Any
 
@@ -16,8 +16,9 @@ from ..formats import llama
 from ..nn import Attention, Embedding, Linear, Module, RMSNorm, recompute
 from ..nn.cache import KVCache
 from ..tensor import Tensor
+from .backbone import check_length
 from .config import Groups, check_heads, check_sizes
-from .language_model import LanguageModel, check_length
+from .language_model import LanguageModel
 
 Rotate = Callable[[Tensor], Tensor]
 
@@ -123,7 +124,7 @@ class Llama(LanguageModel):
         self.token_embedding = Embedding(config.vocab_size, config.n_embd)
         self.blocks = [LlamaBlock(config) for _ in range(config.n_layer)]
         self.norm = RMSNorm(config.n_embd, config.eps)
-        self.output = None if config.tied else Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else Linear(config.n_embd, config.vocab_size, bias=False)
 
     def features(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """What the model makes of every token, before any head: (B, T, C). With a cache, the batch goes on where it ends."""
@@ -140,18 +141,15 @@ class Llama(LanguageModel):
                 x = block(x, batch.first, batch.last, rotate, cache)
         return self.norm(x)
 
-    def output_weight(self) -> Tensor:
-        """The (V, C) matrix that gives the logits."""
-        return (self.output or self.token_embedding).effective_weight()
-
-    def without_head(self, pooler: bool = False) -> Llama:
-        """This model, with the same parts, without its output matrix: what another head is put on."""
-        bare = super().without_head()
-        bare.config, bare.output = replace(self.config, tied=True), None
+    def without_head(self, pooler: bool = False, output: bool = False) -> Llama:
+        """A copy with the same Parameters; without an output matrix of its own where a head does not read it."""
+        bare = self.sharing_parameters()
+        if self.lm_head and not output:
+            bare.lm_head, bare.headless = None, True
         return bare
 
     def layer_groups(self) -> Groups:
         """(name, modules) from the input to the output: what is unfrozen step by step."""
         blocks: Groups = [(f"blocks.{i}", [block]) for i, block in enumerate(self.blocks)]
-        blocks[-1][1].extend([self.norm] if self.output is None else [self.norm, self.output])
+        blocks[-1][1].extend([self.norm, self.lm_head] if self.lm_head else [self.norm])
         return [("embeddings", [self.token_embedding]), *blocks]

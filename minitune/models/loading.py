@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Tokenizer
-from ..formats.family import Stored, own_type, short
-from ..formats.folder import read_model
+from ..formats.family import kind_of, short
+from ..formats.folder import lines, read_model
 from ..nn import shapes_only
 from .awd_lstm import AWDLSTM, AWDLSTMConfig
 from .bert import BERT, BERTConfig
@@ -18,6 +18,7 @@ from .gpt import GPT, GPTConfig
 from .llama import Llama, LlamaConfig
 from .masked_language_model import MaskedLanguageModel
 from .other_heads import MultiLabelClassifier, MultipleChoice, TokenClassifier
+from .pretrained import SPECIAL_IDS
 from .vit import ViT, ViTConfig
 
 BACKBONES: dict[str, tuple[Any, Any]] = {
@@ -31,20 +32,24 @@ HEADS: dict[str, Any] = {head.kind: head for head in (Classifier, MultiLabelClas
 def from_pretrained(folder: str | Path) -> Any:
     """The model in a folder that `save_pretrained` or Hugging Face wrote, in evaluation mode: a backbone, or a head on one.
 
-    The weights are float32, whatever the folder holds. Nothing in the folder is executed.
-    Raises FileNotFoundError where a file is missing, ValueError where its contents do not fit; all misfits are listed.
+    The weights are float32, whatever the folder holds. Nothing in the folder is executed, nothing downloaded.
+    Raises FileNotFoundError where a file is missing, ValueError where its contents do not fit: all that is wrong with
+    config.json, or else with the arrays.
     """
     config, tensors = read_model(folder)
-    backbone, fields_of = _backbone(config)
-    stored = backbone.family.read(config, tensors)
+    backbone_type, config_type = _backbone(config)
+    stored = backbone_type.family.read(config, tensors)
     with shapes_only():                         # no random weights are drawn for a model that is about to be filled
-        model = backbone(_config(fields_of, stored.fields))
+        backbone = model = _described(backbone_type, _config(config_type, stored.fields))
         if stored.kind is not None:
-            model = HEADS[stored.kind](model, **stored.settings)
-    _fill(model, stored, folder)
+            model = _described(HEADS[stored.kind], model, **stored.settings)
+    if misfits := stored.misfits + model.misfits(stored.state):
+        raise ValueError(f"from_pretrained: {folder}: the arrays do not fit this model:" + lines(misfits))
+    model.load_state_dict(stored.state)
     file = Path(folder) / "tokenizer.json"
-    if "vocab_size" in stored.fields and file.exists():
-        model.tokenizer = _tokenizer(file, stored.fields["vocab_size"])
+    if hasattr(backbone.config, "vocab_size") and file.exists():
+        model.tokenizer = _tokenizer(file, config, backbone.config.vocab_size)
+    getattr(model, "backbone", model).special_ids = {key: config[key] for key in SPECIAL_IDS if key in config}
     model.eval()                                # as Hugging Face's: dropout is off until the model is trained
     return model
 
@@ -53,42 +58,40 @@ def _backbone(config: dict[str, Any]) -> tuple[Any, Any]:
     """The classes of the backbone and its config that model_type names, Hugging Face's name or our own with a head's kind."""
     model_type = config.get("model_type")
     for name, classes in BACKBONES.items():
-        if model_type == name or model_type in (own_type(name, kind)["model_type"] for kind in (None, *HEADS)):
+        if model_type in (name, f"minitune_{name}") or kind_of(name, config) in HEADS:
             return classes
     raise ValueError(f"from_pretrained: model_type is {short(model_type)}, expected one of {', '.join(BACKBONES)}")
 
 
-def _config(config: Any, fields: dict[str, Any]) -> Any:
-    """The config of these fields."""
-    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(config)}
-    wrong = [f"{name} is unknown" for name in fields if name not in known]
-    wrong += [f"{name} is missing" for name, required in known.items() if required and name not in fields]
-    if not wrong:
-        try:
-            return config(**fields)
-        except (TypeError, ArithmeticError) as error:           # a value of a type that the config's checks do not expect
-            wrong = [str(error)]
-    raise ValueError(f"from_pretrained: config.json does not describe a {config.__name__}: " + "; ".join(wrong))
+def _config(kind: Any, fields: dict[str, Any]) -> Any:
+    """The config of these fields; others are left alone, as Hugging Face's are."""
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
+    if missing := [f"{name} is missing" for name, required in known.items() if required and name not in fields]:
+        raise ValueError(f"from_pretrained: config.json does not describe a {kind.__name__}: " + "; ".join(missing))
+    return _described(kind, **{name: value for name, value in fields.items() if name in known})
 
 
-def _tokenizer(file: Path, rows: int) -> Tokenizer:
-    """The tokenizer in a file, where the embedding has a row for each of its tokens."""
+def _described(kind: Any, *parts: Any, **settings: Any) -> Any:
+    """What config.json describes; whatever is wrong with it is told as such."""
     try:
-        tokenizer = Tokenizer.load(file)
+        return kind(*parts, **settings)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"from_pretrained: config.json does not describe a {kind.__name__}: {error}") from error
+
+
+def _tokenizer(file: Path, config: dict[str, Any], rows: int) -> Tokenizer:
+    """The tokenizer in a file, where the embedding has a row for each token that a text may hold."""
+    start, end, pad = (value[0] if isinstance(value, list) and value else value for value in map(config.get, SPECIAL_IDS))
+    # of several ends, as Llama 3 has them for texts and for turns, generation stops at the first alone
+    start, end, pad = (value if type(value) is int else None for value in (start, end, pad))
+    try:
+        tokenizer = Tokenizer.load(file, end, pad, start)
     except UnicodeDecodeError as damage:
         raise ValueError(f"from_pretrained: {file}: not a whole tokenizer.json ({damage})") from damage
-    if tokenizer.vocab_size > rows:
+    if max(tokenizer.largest_id, tokenizer.end) >= rows:
         raise ValueError(f"from_pretrained: {file.parent}: tokenizer.json has {tokenizer.vocab_size:,} tokens, the model's "
                          f"embedding {rows:,} rows. Is it another model's tokenizer?")
+    for name in "start", "pad", "mask":         # which somebody added to the tokenizer alone
+        if (getattr(tokenizer, name) or 0) >= rows:
+            setattr(tokenizer, name, None)
     return tokenizer
-
-
-def _fill(model: Any, stored: Stored, folder: str | Path) -> None:
-    """Puts the arrays into the model; raises ValueError with all that do not fit."""
-    misfits = list(stored.misfits)
-    try:
-        model.load_state_dict(stored.state)
-    except ValueError as error:
-        misfits += str(error).split("\n  ")[1:]
-    if misfits:
-        raise ValueError(f"from_pretrained: {folder}: the arrays do not fit this model:\n  " + "\n  ".join(misfits))

@@ -109,8 +109,8 @@ class MultipleChoice(PooledHead):
     kind = "multiple_choice"
 
     def __init__(self, backbone: Any, choices: int, pooling: str | None = None) -> None:
-        if choices < 2:
-            raise ValueError(f"MultipleChoice: choices must be at least 2, got {choices}")
+        if not isinstance(choices, (int, np.integer)) or choices < 2:
+            raise ValueError(f"MultipleChoice: choices must be a whole number from 2, got {choices}")
         super().__init__(backbone, 1, pooling, bias=True)
         self.choices = choices
 
@@ -120,6 +120,14 @@ class MultipleChoice(PooledHead):
         if len(batch) % self.choices:
             raise ValueError(f"MultipleChoice: expected {self.choices} rows for each question, got {len(batch)} rows")
         return super().forward(batch).reshape(-1, self.choices)
+
+    def check(self, dataset: Any) -> None:
+        """Raises ValueError where a set has another number of choices, or a token that the backbone has not."""
+        given = getattr(dataset, "choices", self.choices)
+        if given != self.choices:
+            raise ValueError(f"MultipleChoice: expected {self.choices} choices for each question, got a set with {given}. "
+                             f"Build the model with choices={given}")
+        super().check(dataset)
 
     def loss(self, batch: Batch) -> Losses:
         """{term: (sum of losses, count, weight)}: the cross-entropy of each question's right choice, in nats."""

@@ -12,15 +12,18 @@ from ..formats.family import Family
 from ..formats.folder import write_model
 from ..formats.own import OwnFamily
 
+SPECIAL_IDS = "bos_token_id", "eos_token_id", "pad_token_id"
+
 
 class Pretrained:
     """Gives a model `save_pretrained` and `tokenizer`, the Tokenizer that is saved beside its weights (or None).
 
     A backbone names its `family`, the form on disk; a head its `kind` and, in `settings`, what its constructor takes
-    beside the backbone.
+    beside the backbone. A backbone that was read keeps the `special_ids` of its config.json, a model without tokenizer too.
     """
 
     tokenizer: Tokenizer | None = None
+    special_ids: dict[str, Any] = {}
     family: Family | OwnFamily
     kind: str | None = None
 
@@ -44,7 +47,16 @@ class Pretrained:
         names and renamed when they are whole. Raises ValueError as `to_hugging_face`.
         """
         config, tensors = self.to_hugging_face()
-        start, end, pad = (self.tokenizer.start, self.tokenizer.end, self.tokenizer.pad) if self.tokenizer else (None,) * 3
-        config |= {"bos_token_id": end if start is None else start, "eos_token_id": end, "pad_token_id": pad}
         others = {"tokenizer.json": self.tokenizer.save} if self.tokenizer else {}
-        write_model(folder, config, tensors, others, max_shard_bytes)
+        write_model(folder, config | self._special_ids(), tensors, others, max_shard_bytes)
+
+    def _special_ids(self) -> dict[str, Any]:
+        """For config.json: the tokenizer's, where it has them, else those that were read."""
+        ids = dict.fromkeys(SPECIAL_IDS) | getattr(self, "backbone", self).special_ids
+        if self.tokenizer is not None:
+            start, end, pad = self.tokenizer.start, self.tokenizer.end, self.tokenizer.pad
+            several = isinstance(ids["eos_token_id"], list) and end in ids["eos_token_id"]      # a tokenizer has the first
+            own = {"bos_token_id": start, "eos_token_id": None if several else end, "pad_token_id": pad}
+            ids |= {key: value for key, value in own.items() if value is not None}
+            ids["bos_token_id"] = end if ids["bos_token_id"] is None else ids["bos_token_id"]       # as GPT-2's
+        return ids

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..data import ImageBatch
 from ..formats import vit
-from ..nn import Conv2d, Dropout, LayerNorm, Module, TransformerBlock, normal, recompute
+from ..nn import Conv2d, Dropout, LayerNorm, TransformerBlock, normal, recompute
 from ..tensor import Tensor
-from .cnn import check_images, check_set
 from .config import Groups, check_heads, check_sizes
-from .pretrained import Pretrained
+from .image_backbone import ImageBackbone
 
 
 @dataclass(frozen=True)
@@ -47,18 +44,13 @@ class ViTConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
-class ViT(Module, Pretrained):
+class ViT(ImageBackbone):
     """Every patch becomes a vector, every vector sees all others; the first, a learned class token, stands for the image.
 
-    With `model.recompute = True` training keeps each block's input alone (`nn.recompute`).
     Source: Dosovitskiy et al. 2021, An image is worth 16 x 16 words, equations 1 to 4.
     """
 
     family = vit.FAMILY
-    recompute: bool = False
-    causal = False
-    pooling = "first"
-    head_bias = True
 
     def __init__(self, config: ViTConfig) -> None:
         self.config, C = config, config.n_embd
@@ -70,17 +62,9 @@ class ViT(Module, Pretrained):
                        for _ in range(config.n_layer)]
         self.norm = LayerNorm(C, config.eps)
 
-    def forward(self, images: Any) -> Tensor:
-        """Images (B, channels, H, W), or an ImageBatch -> features (B, 1 + patches, C)"""
-        return self.features(self.batch_of(images))
-
-    def batch_of(self, images: Any) -> ImageBatch:
-        """Images as a batch; a batch as it is."""
-        return images if isinstance(images, ImageBatch) else ImageBatch.of_images(images)
-
     def features(self, batch: ImageBatch) -> Tensor:
         """What the model makes of the class token and of every patch, before any head: (B, 1 + patches, C)."""
-        check_images(self, batch.images)
+        self.check_images(batch.images)
         B, T, C = len(batch), 1 + self.config.patches, self.config.n_embd
         x = self.patch_embedding(Tensor(batch.images))                      # (B, C, h, w)
         x = x.reshape(B, C, -1).transpose(0, 2, 1)                          # (B, patches, C)
@@ -91,19 +75,8 @@ class ViT(Module, Pretrained):
             x = recompute(block, x, first, last) if self.recompute else block(x, first, last)
         return self.norm(x)
 
-    def without_head(self, pooler: bool = False) -> ViT:
-        """This model, with the same parts: it has none that only a head reads."""
-        return copy(self)
-
-    def check(self, dataset: Any) -> None:
-        """Raises ValueError where a set holds no images, or images of another size."""
-        check_set(self, dataset)
-
     def layer_groups(self) -> Groups:
         """(name, modules) from the input to the output: what is unfrozen step by step."""
         blocks: Groups = [(f"blocks.{i}", [block]) for i, block in enumerate(self.blocks)]
         blocks[-1][1].append(self.norm)
         return [("embeddings", [self.class_token, self.position_embedding, self.patch_embedding]), *blocks]
-
-    def __repr__(self) -> str:
-        return f"ViT({self.config}, {self.num_parameters():,} parameters)"

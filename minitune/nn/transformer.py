@@ -1,4 +1,4 @@
-"""The transformer block of GPT-2: attention and a two-layer perceptron, each after a norm and beside a residual path.
+"""The transformer block of GPT-2 and ViT: attention and a two-layer perceptron, each after a norm and beside a residual path.
 
 Letters: B batch, T time, C channels, H heads, D = C / H.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array, device_of, mode, twins_in
+from ..ops.checks import check_int
 from ..tensor import Tensor
 from .cache import KVCache
 from .layers import Dropout, LayerNorm, Linear
@@ -21,18 +22,24 @@ class Attention(Module):
     """Self-attention with H heads; query, key, value and output are Linear layers of their own.
 
     With fewer `kv_heads` than heads, each key and value is shared by H / kv_heads queries (Ainslie et al. 2023, GQA:
-    Training generalized multi-query transformer models from multi-head checkpoints, section 2.2).
+    Training generalized multi-query transformer models from multi-head checkpoints, section 2.2). A head has `head_size`
+    channels, channels / heads unless given. Raises ValueError for numbers of heads that do not divide what they share.
     """
 
     def __init__(self, channels: int, heads: int, kv_heads: int | None = None, bias: bool = True,
                  head_size: int | None = None, output_std: float = 0.02) -> None:
-        kv_heads = kv_heads or heads
+        kv_heads = heads if kv_heads is None else kv_heads
+        for name, n in ("channels", channels), ("heads", heads), ("kv_heads", kv_heads):
+            check_int("Attention", name, n)
         if head_size is None and channels % heads:
-            raise ValueError(f"Attention: heads must divide channels, got {channels} channels and {heads} heads")
+            raise ValueError(f"Attention: heads must divide channels, got {channels} channels and {heads} heads. Give numbers "
+                             "with a whole quotient, or head_size")
         if heads % kv_heads:
-            raise ValueError(f"Attention: kv_heads must divide heads, got {heads} heads and {kv_heads} kv_heads")
-        D = head_size or channels // heads
-        self.heads, self.kv_heads = heads, kv_heads
+            raise ValueError(f"Attention: kv_heads must divide heads, as heads / kv_heads of them share each, got {heads} "
+                             f"heads and {kv_heads} kv_heads")
+        D = channels // heads if head_size is None else head_size
+        check_int("Attention", "head_size", D)
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, D
         self.query = Linear(channels, heads * D, bias)
         self.key, self.value = (Linear(channels, kv_heads * D, bias) for _ in range(2))
         self.output = Linear(heads * D, channels, bias, output_std)
@@ -44,15 +51,15 @@ class Attention(Module):
         With a cache, x follows the tokens it holds, and the intervals count from the first of these. `rotate` puts the
         positions into queries and keys, (B, T, heads, D) each, where the model has no position embedding.
         """
-        B, T, _ = x.shape
-        q = self.query(x).reshape(B, T, self.heads, -1)                     # (B, T, H, D)
-        k, v = (layer(x).reshape(B, T, self.kv_heads, -1) for layer in (self.key, self.value))
+        (B, T, _), H, D = x.shape, self.heads, self.head_size               # written out: -1 says nothing where B or T is 0
+        q = self.query(x).reshape(B, T, H, D)
+        k, v = (layer(x).reshape(B, T, self.kv_heads, D) for layer in (self.key, self.value))
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         if cache is not None:
             k, v = cache.append(self, k, v)                                 # (B, S, kv_heads, D)
         mixed = ops.attention(q, k, v, first, last)                         # (B, T, H, D)
-        return self.output(mixed.reshape(B, T, -1), residual)               # (B, T, C)
+        return self.output(mixed.reshape(B, T, H * D), residual)            # (B, T, C)
 
 
 class MLP(Module):
@@ -113,7 +120,7 @@ class TransformerBlock(Module):
         weights = [(layer.weight.data, layer.bias.data) for layer in layers if layer.bias is not None]
         if twin is None or len(weights) < len(layers) or not twin.next_token_fits(x.data, weights):
             return None
-        at, keys, values = cache.room(part, (1, 1, part.heads, x.shape[2] // part.heads), x.data)
+        at, keys, values = cache.room(part, (1, 1, part.heads, part.head_size), x.data)
         if not 0 <= first[0, 0] <= last[0, 0] <= at:            # nothing is seen, or what is not there: the layers tell
             return None
         y = twin.next_token(x.data, weights, [norm.eps for norm in norms], keys, values, at, first, last)

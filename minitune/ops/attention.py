@@ -7,6 +7,7 @@ from math import sqrt
 from ..backend import Array, array_module
 from ..backend import matmul as product
 from ..tensor import Tensor, apply
+from .checks import check_integers
 
 QUERIES = 256       # queries whose weights are held at a time
 
@@ -30,8 +31,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, first: Array, last: Array) -> Ten
         raise ValueError(f"attention: the G = {k.shape[2]} heads of k and v must divide the H = {q.shape[2]} heads of q. "
                          "Are heads and time swapped?")
     for name, bound in ("first", first), ("last", last):
-        if bound.shape != q.shape[:2] or bound.dtype.kind not in "iu":
-            raise ValueError(f"attention: {name} must be integers (B, T) = {q.shape[:2]}, got {bound.dtype} {bound.shape}")
+        check_integers("attention", name, bound, q.shape[:2], "(B, T) = ")
     sees = first <= last
     if sees.any() and (first[sees].min() < 0 or last[sees].max() >= k.shape[1]):
         raise ValueError(f"attention: intervals must lie in the keys 0 .. {k.shape[1] - 1}, "
@@ -96,6 +96,8 @@ def _weights(q, k, first, last):
     """p (B, H, t, S): softmax of q k^T / sqrt(D) over the keys that each query sees, 0 elsewhere."""
     xp = array_module(q)
     p = product(q * (1 / sqrt(q.shape[-1])), k.swapaxes(-1, -2))            # scores so far
+    if not k.shape[2]:                                                      # no key: there is no largest score
+        return p
     s = xp.arange(k.shape[2])
     seen = (s >= first[..., None]) & (s <= last[..., None])                 # (B, t, S)
     p = xp.where(seen[:, None], p, -xp.inf)

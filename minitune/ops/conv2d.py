@@ -7,6 +7,7 @@ from typing import Any
 from ..backend import Array, array_module
 from ..backend import matmul as product
 from ..tensor import Tensor, apply
+from .checks import BOTH, check_int
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
@@ -15,7 +16,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
     The sum is over channels c and places u, v of the filter; outside the image x is 0. As everywhere in deep learning this is
     a correlation: the filter is not flipped. Letters: F filters, h and w their height and width.
     Shapes: x (B, C, H, W), weight (F, C, h, w), bias (F,) or None -> (B, F, (H + 2 padding - h) // stride + 1, likewise W)
-    Raises ValueError where shapes do not fit or the filter is larger than the padded image.
+    Raises ValueError where shapes do not fit, the filter is larger than the padded image, or `stride` or `padding` is no int.
     Source: LeCun et al. 1989, Backpropagation applied to handwritten zip code recognition; as a product of matrices:
     Chellapilla, Puri and Simard 2006, High performance convolutional neural networks for document processing, section 2.
 
@@ -27,8 +28,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
                          "images have C = 1: images[:, None]")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"conv2d: bias must be (F,) = {weight.shape[:1]}, got {bias.shape}")
-    if padding < 0:
-        raise ValueError(f"conv2d: padding must be at least 0, got {padding}")
+    if not x.shape[1] or not len(weight):
+        raise ValueError(f"conv2d: expected at least one channel and one filter, got x {x.shape} and weight {weight.shape}")
+    check_int("conv2d", "padding", padding, 0, BOTH)
     lengths = x.shape[2] + 2 * padding, x.shape[3] + 2 * padding
     check_window("conv2d", lengths, weight.shape[2:], stride)
     return apply(conv2d_forward, conv2d_backward, x, weight, bias, stride=stride, padding=padding)
@@ -36,8 +38,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
 
 def check_window(name: str, lengths: tuple[int, ...], size: tuple[int, ...], stride: int) -> None:
     """At least one window must fit into the (padded) image."""
-    if stride < 1:
-        raise ValueError(f"{name}: stride must be at least 1, got {stride}")
+    check_int(name, "stride", stride, 1, BOTH)
     if not all(1 <= n <= length for n, length in zip(size, lengths, strict=True)):
         raise ValueError(f"{name}: a window of {size[0]} x {size[1]} does not fit in an image of {lengths[0]} x {lengths[1]}. "
                          "Give larger images or padding, or fewer layers that shrink them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..backend import Array, array_module
 from ..tensor import Tensor, apply
+from .checks import check_integers
 from .elementwise import sigmoid_forward
 from .reductions import logsumexp
 
@@ -12,8 +13,7 @@ IGNORE = -100       # the target of a row that is not supervised, as in PyTorch
 
 def check_targets(name: str, targets: Array, shape: tuple[int, ...], classes: int) -> None:
     """Targets are integers of the rows' shape, each IGNORE or a class; the first that is not is named."""
-    if targets.shape != shape or targets.dtype.kind not in "iu":
-        raise ValueError(f"{name}: targets must be integers {shape}, got {targets.dtype} {targets.shape}")
+    check_integers(name, "targets", targets, shape)
     wrong = (targets != IGNORE) & ((targets < 0) | (targets >= classes))
     if wrong.any():
         place = tuple(int(axis[0]) for axis in wrong.nonzero())

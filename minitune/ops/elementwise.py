@@ -204,7 +204,9 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def sigmoid_forward(x, *, needs):
-    y = 0.5 * (1 + array_module(x).tanh(0.5 * x))           # the same function, and e^-x cannot overflow
+    xp = array_module(x)
+    e = xp.exp(-abs(x))                                     # cannot overflow, and keeps the digits of what is nearly 0
+    y = xp.where(x < 0, e, 1) / (1 + e)
     return y, (y,)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..backend import Array, array_module
 from ..backend import matmul as product
 from ..tensor import Tensor, apply
+from .elementwise import sigmoid_forward
 
 
 def lstm(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, hidden: Tensor | Array,
@@ -34,8 +35,9 @@ def lstm(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, hidden: 
         "weight_hh": (weight_hh, (4 * H, H)), "bias": (bias, (4 * H,)), "hidden": (hidden, (B, H)), "cell": (cell, (B, H)),
         "starts": (starts, (B, T))}
     for name, (a, shape) in shapes.items():
-        if a is not None and a.shape != shape:
-            raise ValueError(f"lstm: {name} must be {shape} for x {x.shape} and weight_ih {weight_ih.shape}, got {a.shape}")
+        if not (a is None and name == "starts") and getattr(a, "shape", None) != shape:
+            got = a.shape if hasattr(a, "shape") else f"{a!r:.40}. For zeros write np.zeros({shape}, x.dtype)"
+            raise ValueError(f"lstm: {name} must be {shape} for x {x.shape} and weight_ih {weight_ih.shape}, got {got}")
     if starts is not None and starts.dtype.kind != "b":
         raise ValueError(f"lstm: starts must be booleans, got {starts.dtype}. Is it positions == 0?")
     return apply(lstm_forward, lstm_backward, x, weight_ih, weight_hh, bias, hidden, cell, starts)
@@ -52,7 +54,7 @@ def lstm_forward(x, weight_ih, weight_hh, bias, hidden, cell, starts, *, needs):
         i, f, g, o = _quarters(gates[:, t])                                 # views
         gates[:, t] += product(h, weight_hh.T)
         for gate in i, f, o:
-            gate[:] = 0.5 * (1 + xp.tanh(0.5 * gate))                       # sigmoid, and no e^x can overflow
+            gate[:] = sigmoid_forward(gate, needs=needs)[0]
         g[:] = xp.tanh(g)
         c = f * c + i * g
         h = o * xp.tanh(c)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..backend import Array, array_module
 from ..tensor import Tensor, apply
+from .checks import check_integers
 
 
 def rope(x: Tensor, positions: Array, frequencies: Array) -> Tensor:
@@ -22,8 +23,7 @@ def rope(x: Tensor, positions: Array, frequencies: Array) -> Tensor:
     """
     if len(x.shape) != 4 or x.shape[3] % 2:
         raise ValueError(f"rope: x must be (B, T, H, D) with an even D, got {x.shape}. Are the heads an axis of their own?")
-    if positions.shape != x.shape[:2] or positions.dtype.kind not in "iu":
-        raise ValueError(f"rope: positions must be integers (B, T) = {x.shape[:2]}, got {positions.dtype} {positions.shape}")
+    check_integers("rope", "positions", positions, x.shape[:2], "(B, T) = ")
     if frequencies.shape != (x.shape[3] // 2,) or frequencies.dtype.kind != "f":
         raise ValueError(f"rope: frequencies must be floats (D / 2,) = {(x.shape[3] // 2,)}, "
                          f"got {frequencies.dtype} {frequencies.shape}")

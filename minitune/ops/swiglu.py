@@ -10,7 +10,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """y = gate * sigmoid(gate) * up: the activation of a gated perceptron. Shapes: gate (...), up the same -> the same
 
     Raises ValueError where the shapes differ.
-    Source: Shazeer 2020, GLU variants improve Transformer, equation 6 (gate = x W, up = x V; beta = 1).
+    Source: Shazeer 2020, GLU variants improve Transformer, equation 5 (gate = x W, up = x V; beta = 1).
 
     >>> swiglu(Tensor([0.0, 10.0]), Tensor([3.0, 3.0])).numpy().round(2)
     array([ 0., 30.], dtype=float32)

@@ -6,6 +6,7 @@ to be read, what is frozen, the history. What never trains is not written, only 
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,10 +145,15 @@ def settings_of(trainer: Training) -> dict[str, Any]:
 
 
 def _plain(model: Module) -> dict[str, str]:
-    """What a model computes with beside its weights, by name: heads, scales, dropout, pooling, labels."""
-    return {f"{name}.{key}".lstrip("."): repr(value)
-            for name, part in model.named_modules() for key, value in vars(part).items()
-            if isinstance(value, (int, float, str, tuple)) and key not in ("training", "recompute")}
+    """What a model computes with beside its weights, by name: configs, heads, scales, dropout, pooling, labels."""
+    plain: dict[str, Any] = {}
+    for name, part in model.named_modules():
+        prefix, config = f"{name}.".lstrip("."), vars(part).get("config")
+        if is_dataclass(config):
+            plain |= {f"{prefix}config.{field.name}": getattr(config, field.name) for field in fields(config)}
+        plain |= {prefix + key: value for key, value in vars(part).items()
+                  if isinstance(value, (int, float, str, tuple)) and key not in ("training", "recompute")}
+    return {name: repr(value) for name, value in plain.items()}
 
 
 def _data(dataset: Any) -> str:

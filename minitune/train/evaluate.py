@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data import Batch
+from ..data import Batch, ImageBatch
 from ..nn import Module
 
 
@@ -16,10 +16,10 @@ class BatchSet(Protocol):
     """What trains and evaluates: a length, and batches by row number."""
 
     def __len__(self) -> int: ...
-    def batch(self, rows: np.ndarray) -> Batch: ...
+    def batch(self, rows: np.ndarray) -> Batch | ImageBatch: ...
 
 
-def _batches(dataset: BatchSet, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+def _batches(dataset: BatchSet, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
     """(row numbers, batch) over the whole set; rows of like length go together, so that little is padding."""
     lengths = [len(document) for document in getattr(dataset, "documents", ())]
     order = np.argsort(lengths, kind="stable") if lengths else np.arange(len(dataset))
@@ -55,7 +55,7 @@ def predict_proba(model: Any, dataset: BatchSet, batch_size: int = 32) -> np.nda
         raise TypeError(f"predict_proba: expected a model that classifies whole rows, got {type(model).__name__}. Its logits "
                         "are model(batch)")
     if not len(dataset):
-        return np.empty((0, model.head.weight.shape[0]))
+        return np.empty((0, getattr(model, "choices", model.head.weight.shape[0])))
     with model.evaluating():
         parts = [(rows, model.probabilities(model(batch).numpy())) for rows, batch in _batches(dataset, batch_size)]
     order = np.concatenate([rows for rows, _ in parts])

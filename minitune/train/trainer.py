@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..backend import Array, keep_large_blocks, random
 from ..cores import sharing
-from ..data import Batch
+from ..data import Batch, ImageBatch
 from ..formats.folder import write_tensors
 from ..nn import Module
 from ..optim import SCHEDULES, AdamW, Optimizer, Schedule, clip_grad_norm
@@ -179,7 +179,7 @@ class Trainer:
                 if interrupted:
                     break
 
-    def train_step(self, batches: list[Batch], rate: float) -> float:
+    def train_step(self, batches: list[Batch | ImageBatch], rate: float) -> float:
         """One step of the optimizer on all these batches together. Returns the mean loss in nats."""
         self.optimizer.zero_grad()              # what an interrupted or failed step left must not be added to this one
         before = dict(random.counters)
@@ -200,7 +200,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return mean
 
-    def _backward(self, batches: list[Batch]) -> float:
+    def _backward(self, batches: list[Batch | ImageBatch]) -> float:
         """Adds the gradient of the mean loss over all targets of all batches; returns the mean."""
         totals: dict[str, int] = {}
         for batch in batches:

@@ -72,7 +72,7 @@ def match_linear(model: Module, patterns: Patterns, caller: str) -> dict[str, Li
     if not linear:
         raise ValueError(f"{caller}: the backbone has no linear layers")
     if patterns == "all-linear":                # but the output matrix, as in PEFT
-        return {name: layer for name, layer in linear.items() if layer is not getattr(backbone_of(model), "output", None)}
+        return {name: layer for name, layer in linear.items() if layer is not getattr(backbone_of(model), "lm_head", None)}
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = {name for name in linear if inside(name, match(names, pattern, caller))}

@@ -12,6 +12,13 @@ def test_the_page_says_of_every_bar_what_the_committed_results_say():
     assert f"<!-- bars: written by benchmarks/pages.py -->\n\n{table}\n\n<!-- end of bars -->" in text
 
 
+@pytest.mark.parametrize("write", [pages.vision, pages.awd_lstm, pages.masked_language_model])
+def test_the_page_of_models_says_what_the_committed_results_say(write):
+    text = (pages.ROOT / "docs" / "models_measured.md").read_text(encoding="utf-8")
+    lines = "\n".join(write(pages.ROOT / "benchmarks" / "results"))
+    assert f"<!-- {write.__name__}: written by benchmarks/pages.py -->\n\n{lines}\n\n<!-- end of" in text
+
+
 @pytest.mark.parametrize("flags, said", [(["avx2"], True), (["avx2", "avx512f"], False)])
 def test_a_bar_is_met_by_all_of_its_rows_or_missed(flags, said, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "BARS", [("step", "train_step", {"mode": "full"}, "ratio", "at most", 0.5),

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitune.data import Batch, ClassificationSet, LanguageModelSet
+from minitune.data import Batch, ClassificationSet, Example, LanguageModelSet, Split, Tokenizer
+from minitune.data.example_set import encode_examples
 from minitune.ops import IGNORE
 
 DOCUMENTS = [[5, 6, 7], [8, 9]]
@@ -173,3 +174,20 @@ def test_next_tokens_are_those_of_the_same_document():
 def test_a_set_for_a_model_that_is_not_causal_sees_whole_documents():
     dataset = ClassificationSet(DOCUMENTS, [0, 1], 8, causal=False)
     assert dataset.subset(np.array([0])).batch(np.array([0])).last.tolist() == [[2, 2, 2]]
+
+
+def test_a_tokenizers_start_token_begins_every_text_that_a_model_reads():
+    """As Llama was trained; GPT-2 has none."""
+    texts = ["the cat", "a dog"]
+    for masked in (False, True):
+        tokenizer = Tokenizer.train(["the cat sat and a dog sat"] * 9, vocab_size=270, masked=masked)
+        begin = [tokenizer.start] if masked else []
+        whole = [[*begin, *ids, tokenizer.end] for ids in tokenizer.encode_batch(texts)]
+        rows = LanguageModelSet.from_texts(texts, tokenizer, sum(map(len, whole)))
+        assert rows.ids[0].tolist() == [i for row in whole for i in row]
+        (ids, learned), = encode_examples([Example("the cat", ((0, 7),), (7,))], tokenizer)
+        assert ids.tolist() == whole[0] and learned.tolist() == [False] * len(begin) + [True] * (len(ids) - len(begin))
+        labelled = ClassificationSet.from_split(Split(texts, np.array([0, 1])), tokenizer, 16)
+        assert [row.tolist() for row in labelled.documents] == whole
+    with pytest.raises(ValueError, match="from_split: block_size must be at least 3, special tokens and one"):
+        ClassificationSet.from_split(Split(texts, np.array([0, 1])), tokenizer, 2)

@@ -31,8 +31,10 @@ def test_images_without_targets_are_a_batch_too():
     batch = ImageBatch.of_images(IMAGES[:2])
     np.testing.assert_array_equal(batch.images, ImageSet(SPLIT).batch(np.arange(2)).images)
     assert batch.targets.tolist() == [IGNORE] * 2 and batch.supervised == 0
-    given = np.ones((2, 3, 4, 4), np.float64)
+    given = np.ones((2, 3, 4, 4), np.float32)
     assert ImageBatch.of_images(given).images is given                      # scaled already
+    wide = ImageBatch.of_images(IMAGES[:2] / 255).images
+    assert wide.dtype == np.float32 and wide.shape == (2, 1, 6, 5)
 
 
 @pytest.mark.parametrize("images", [IMAGES[0], IMAGES.astype(int), np.zeros((1, 1, 1, 2, 2), np.uint8)])
@@ -101,7 +103,7 @@ def test_four_small_batches_are_augmented_like_one_large():
 
 
 def test_evaluation_neither_augments_nor_takes_random_numbers():
-    model = models.Classifier(models.CNN(models.CNNConfig(8, widths=(2,))), "abc")
+    model = models.Classifier(models.CNN(models.CNNConfig(8, widths=(2,))), list("abc"))
     split = ImageSplit(np.random.default_rng(0).integers(0, 256, (20, 8, 8)).astype(np.uint8), np.arange(20) % 3)
     measured = [evaluate(model, ImageSet(split, augment)) for augment in (None, EVERY)]
     assert measured[0] == measured[1] and not backend.random.counters["augment"]

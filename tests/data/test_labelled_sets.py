@@ -32,11 +32,11 @@ def test_labels_must_fit_their_documents(documents, labels):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_choices_of_a_question_stand_one_below_the_other(causal):
-    dataset = MultipleChoiceSet([[[1, 2], [1, 3, 3]], [[4], [5]]], [1, 0], 2, causal, [[[0, 1], [0, 1, 1]], [[0], [0]]])
+    dataset = MultipleChoiceSet([[[1, 2], [1, 3, 3]], [[4], [5]]], [1, 0], 3, causal, [[[0, 1], [0, 1, 1]], [[0], [0]]])
     batch = dataset.batch(np.array([1, 0]))
-    assert batch.ids.tolist() == [[4, 0], [5, 0], [1, 2], [3, 3]]                   # the end of what is too long
-    assert batch.segments.tolist() == [[0, 0], [0, 0], [0, 1], [1, 1]]
-    assert batch.targets.tolist() == [0, 1] and batch.last[2].tolist() == ([0, 1] if causal else [1, 1])
+    assert batch.ids.tolist() == [[4, 0, 0], [5, 0, 0], [1, 2, 0], [1, 3, 3]]
+    assert batch.segments.tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert batch.targets.tolist() == [0, 1] and batch.last[3].tolist() == ([0, 1, 2] if causal else [2, 2, 2])
     assert (len(dataset), dataset.choices, dataset.largest_id) == (2, 2, 5)
 
 
@@ -47,3 +47,12 @@ def test_the_choices_of_a_question_stand_one_below_the_other(causal):
 def test_questions_that_make_no_choice_are_told(questions, answers, message):
     with pytest.raises(ValueError, match=message):
         MultipleChoiceSet(questions, answers, 8)
+
+
+def test_what_is_too_long_and_segments_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="the longest choice has 3 tokens, block_size is 2. Shorten the questions, not"):
+        MultipleChoiceSet([[[1, 2], [1, 3, 3]]], [0], 2)
+    with pytest.raises(ValueError, match="segments must hold a number for each token of each choice"):
+        MultipleChoiceSet([[[1, 2], [1, 3]]], [0], 2, segments=[[[0, 1]]])
+    one, other = (MultipleChoiceSet([[[1, 2], [1, 3]]], [0], 2, segments=[[[0, 1], [0, b]]]) for b in (0, 1))
+    assert one.fingerprint != other.fingerprint

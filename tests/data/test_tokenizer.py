@@ -162,6 +162,27 @@ def test_load_under_other_names_and_without_an_end(tokenizer, tmp_path):
         Tokenizer.load(file, end="<fin>", pad="<fin>")
 
 
+def test_load_takes_ids_of_special_tokens(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json", end=1, pad=0, start=0)
+    assert (loaded.end, loaded.pad, loaded.start) == (1, 0, 0)
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json", end=7, pad=299, start=50256)       # none of them is one
+    assert (loaded.end, loaded.pad, loaded.start) == (tokenizer.end, tokenizer.pad, None)
+
+
+def test_the_largest_id_is_no_special_tokens(tokenizer, tmp_path):
+    size = tokenizer.vocab_size
+    assert tokenizer.largest_id == size - 1
+
+    def add(content):
+        content["added_tokens"] += [dict(content["added_tokens"][0], content=name, id=size + i, special=special)
+                                    for i, (name, special) in enumerate([("word", False), ("<later>", True)])]
+
+    loaded = Tokenizer.load(stored(tokenizer, tmp_path, add))
+    assert (loaded.largest_id, loaded.vocab_size) == (size, size + 2)
+    assert loaded.encode("word") == [size] and size + 1 not in loaded.encode("<later>")
+
+
 def test_load_drops_truncation_and_padding(tokenizer, tmp_path):
     def add(content):
         content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}

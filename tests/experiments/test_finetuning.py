@@ -6,11 +6,13 @@ from shutil import copytree
 import numpy as np
 import pytest
 
-from minitune.data import Dataset, Example, ImageSplit, Split
+from minitune import models
+from minitune.data import Dataset, Example, ImageSplit, Split, Tokenizer
 from minitune.experiments import Finetuned, Finetuning, finetune
 from minitune.experiments.finetuning import as_set, base_model
+from minitune.experiments.text_classifier import texts_as_set
 from minitune.models import GPT, Classifier, from_pretrained
-from minitune.train import Trainer, predict
+from minitune.train import Trainer, predict, predict_proba
 from minitune.tune.lora import LoRALinear
 
 QUICK = Finetuning(epochs=2, batch_size=8)
@@ -132,7 +134,7 @@ def test_of_a_classifier_the_backbone_is_the_base(toy, backbone, tmp_path):
 
 
 def test_a_base_that_cannot_be_tuned_is_told(toy, backbone, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.config.json is missing. A model folder holds"):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nothing. Nothing is downloaded"):
         tune(toy, tmp_path / "nothing")
     copytree(backbone, tmp_path / "silent")
     (tmp_path / "silent" / "tokenizer.json").unlink()
@@ -252,3 +254,27 @@ def test_images_are_refused(backbone):
 def test_settings_that_cannot_work_are_told(change, message):
     with pytest.raises(ValueError, match=message):
         Finetuning(**change)
+
+
+@pytest.mark.parametrize("kind", ["BERT", "Llama"])
+def test_other_models_are_tuned_on_labels_and_read_again(kind, toy, tmp_path):
+    tokenizer = Tokenizer.train(toy.train.texts, 300, masked=True)
+    sizes = dict(vocab_size=tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=8)
+    base = models.MaskedLanguageModel(models.BERT(models.BERTConfig(**sizes))) if kind == "BERT" \
+        else models.Llama(models.LlamaConfig(**sizes))
+    base.tokenizer = tokenizer
+    base.save_pretrained(tmp_path / "base")
+    made = finetune(toy, tmp_path / "base", Finetuning(method="lora", epochs=1), progress=False)
+    made.model.save_pretrained(tmp_path / "tuned")
+    again = from_pretrained(tmp_path / "tuned")
+    rows = texts_as_set(again, toy.valid.texts)
+    assert rows.causal == (kind == "Llama")
+    assert (rows.documents[0][0], rows.documents[0][-1]) == (tokenizer.start, tokenizer.end)
+    np.testing.assert_array_equal(predict_proba(again, rows), predict_proba(made.model, rows))
+
+
+def test_a_model_that_reads_both_ways_is_not_asked_to_write(toy, tmp_path):
+    base = models.BERT(models.BERTConfig(300, 16, 1, 2, 8))
+    base.tokenizer = Tokenizer.train(toy.train.texts, 300, masked=True)
+    with pytest.raises(ValueError, match="as BERT, writes no text and needs labelled texts, got a data set of kind 'text'"):
+        tune(dataset("text", toy), base)

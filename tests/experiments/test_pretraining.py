@@ -29,6 +29,16 @@ def contents(folder):
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def test_the_lock_of_the_default_base_bears_its_whole_name(tmp_path, monkeypatch):
+    """Python 3.11.7 and 3.11.8 bring texts of their own: they make two bases, and neither waits for the other."""
+    monkeypatch.setattr(pretraining, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(pretraining, "python_version", lambda: "3.11.7")
+    monkeypatch.setattr(pretraining, "pretrain", lambda dataset, folder, *rest: folder.mkdir())
+    folder = default_base(progress=False)
+    assert folder.name.endswith("-python-3.11.7")
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == [folder.name + ".lock"]
+
+
 @pytest.fixture
 def halfway(toy, tmp_path, monkeypatch):
     """A folder with a pre-training that was interrupted at step 13 of 20."""

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tracemalloc
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 
@@ -11,7 +13,7 @@ from minitune.data import Tokenizer
 from minitune.experiments import Protocol, pretrain, sample_efficiency
 from minitune.experiments.runner import read_lines
 from minitune.experiments.sample_efficiency import METHODS, make_task, run_one
-from minitune.models import BERT, BERTConfig, MaskedLanguageModel
+from minitune.models import BERT, BERTConfig, MaskedLanguageModel, from_pretrained
 
 from .conftest import TINY
 
@@ -85,7 +87,7 @@ def test_pretraining_is_read_again_only_for_the_same_settings_and_texts(toy, bac
 def test_errors(toy, backbone, tmp_path):
     with pytest.raises(ValueError, match="no learning rates for dora"):
         sample_efficiency(toy, backbone, tmp_path, PROTOCOL, methods={"dora": tune.FullConfig()})
-    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    with pytest.raises(FileNotFoundError, match="from_pretrained: there is no folder"):
         sample_efficiency(toy, tmp_path / "nothing", tmp_path, PROTOCOL, progress=False)
     with pytest.raises(ValueError, match="but there are 40. Ask for fewer"):
         sample_efficiency(toy, backbone, tmp_path, replace(PROTOCOL, sizes=(4, 400)), progress=False)
@@ -135,3 +137,36 @@ def test_a_bert_under_a_masked_language_model_is_tuned_as_one_that_sees_both_sid
     results = sample_efficiency(toy, tmp_path / "bert", tmp_path / "out", replace(PROTOCOL, sizes=(4,), scratch_sizes=()),
                                 progress=False)
     assert results.mean("total_parameters", "scratch", 4) == results.mean("total_parameters", "full", 4)
+
+
+def test_a_backbone_in_shards_is_known_by_all_of_them_and_one_in_a_file_by_that_file(toy, backbone, tmp_path):
+    def known_as(folder):
+        return MODULE._common(toy, folder)["backbone"]
+
+    assert known_as(backbone) == sha256((backbone / "model.safetensors").read_bytes()).hexdigest()[:8]
+    from_pretrained(backbone).save_pretrained(tmp_path / "shards", max_shard_bytes=10_000)
+    shards = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    before = known_as(tmp_path / "shards")
+    protocol = replace(PROTOCOL, sizes=(4,), scratch_sizes=(), seeds=(0,), rates={"full": (1e-2,)})
+    results = sample_efficiency(toy, tmp_path / "shards", tmp_path / "out", protocol, {"full": tune.FullConfig()},
+                                baseline=False, progress=False)
+    assert [row["backbone"] for row in results.rows] == [before]
+    shards[-1].write_bytes(shards[-1].read_bytes() + b" ")
+    assert known_as(tmp_path / "shards") != before
+
+
+def test_a_run_is_not_charged_for_what_is_loaded_once(toy, backbone, monkeypatch):
+    """Whatever the model and the method use has been used before time and memory are measured; once a process."""
+    monkeypatch.setattr(MODULE, "_loaded", set())
+    steps, task = [], make_task(toy, backbone, METHODS, PROTOCOL)
+
+    class Counted(MODULE.Trainer):
+        def train_step(self, batches, rate):
+            steps.append((tracemalloc.is_tracing(), batches[0].ids.shape[0]))
+            return super().train_step(batches, rate)
+
+    monkeypatch.setattr(MODULE, "Trainer", Counted)
+    for _ in range(2):
+        run_one(task, {"method": "lora", "labels": 4, "seed": 0, "rate": 1e-2})
+    assert steps == [(False, 1), *[(True, 4)] * 8]

@@ -6,6 +6,7 @@ from minitune import models
 
 BACKBONES = {
     "gpt": lambda: models.GPT(models.GPTConfig(20, 8, 2, 2, 6, dropout=0.1)),
+    "wide gpt": lambda: models.GPT(models.GPTConfig(20, 8, 1, 3, 6, n_inner=29, eps=0.01)),
     "bert": lambda: models.BERT(models.BERTConfig(20, 8, 2, 2, 6)),
     "bert without pooler": lambda: models.BERT(models.BERTConfig(20, 8, 1, 3, 6, n_inner=10, n_segments=3, dropout=0.25,
                                                                  eps=1e-6, pooler=False)),

@@ -127,18 +127,21 @@ BAD = {
     "absurd width": ("llama", config(head_dim=2**31 - 2), "head_size is 2147483646, but all arrays together hold"),
     "endless number": ("bert classifier", config(vocab_size=10**40), "vocab_size is 1000.*expected a positive integer"),
     "absurd own size": ("awd_lstm", config(n_layer=10**9), "n_layer is 1000000000, but the folder holds"),
-    "absurd own list": ("cnn classifier", config(widths=[10**12, 4]), "widths is .*, but all arrays together hold"),
+    "absurd own list": ("cnn classifier", config(widths=[10**12, 4]), "does not describe a CNN: iterator is too large"),
+    "absurd channels": ("llama", config(hidden_size=2**31 - 2, head_dim=..., num_attention_heads=1, num_key_value_heads=1),
+                        "n_embd is 2147483646, but all arrays together hold"),
     "own size negative": ("awd_lstm", config(n_hidden=-1), "AWDLSTMConfig: n_hidden must be a positive integer, got -1"),
-    "own keys": ("awd_lstm", config(vocab_size=..., depth=3), "AWDLSTMConfig: depth is unknown; vocab_size is missing"),
-    "own value of another type": ("cnn classifier", config(widths="wide"), "CNN"),
+    "own key gone": ("awd_lstm", config(vocab_size=...), "does not describe a AWDLSTMConfig: vocab_size is missing"),
+    "own value of another type": ("cnn classifier", config(widths="wide"), "widths must be positive integers, .*got 'wide'"),
     "other activation": ("bert classifier", config(hidden_act="gelu_new"), "hidden_act is 'gelu_new', expected 'gelu'"),
     "no epsilon": ("llama", config(rms_norm_eps=0), "rms_norm_eps is 0, expected a number above 0"),
     "dropout of two": ("bert classifier", config(hidden_dropout_prob=2), "hidden_dropout_prob is 2, expected a number from 0"),
     "dropout that is none": ("vit classifier", config(hidden_dropout_prob=float("nan")), "hidden_dropout_prob is nan"),
-    "heads that do not divide": ("bert classifier", config(num_attention_heads=4), "n_head 4 does not divide n_embd 6"),
+    "heads that do not divide": ("bert classifier", config(num_attention_heads=4), "n_head must divide n_embd, got 4 and 6"),
     "key heads that do not": ("llama", config(num_attention_heads=4, num_key_value_heads=3, head_dim=2),
-                              "n_kv_head 3 does not divide n_head 4"),
-    "patches that do not": ("vit classifier", config(patch_size=3), "patch_size 3 does not divide image_size 8"),
+                              "n_kv_head must divide n_head, got 3 and 4"),
+    "patches that do not": ("vit classifier", config(patch_size=3), "patch_size must divide image_size, got 3 and 8"),
+    "images that are no squares": ("vit classifier", config(image_size=[8, 12]), r"image_size is \[8, 12\], expected a pos"),
     "other rope": ("llama", config(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling is {.*yarn.*expected"),
     "rope without numbers": ("llama", config(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "rope_scaling is {.*llama3"),
     "part of rope": ("llama", config(rope_scaling=..., rope_parameters={"rope_theta": 1e4, "rope_type": "default",
@@ -146,13 +149,24 @@ BAD = {
     "labels that do not fit": ("bert classifier", config(id2label={"0": "no"}), "the head has 3 classes, id2label names"),
     "labels that are none": ("gpt classifier", config(id2label=["no", "yes"]), "id2label is .*expected an object of names"),
     "labels that are numbers": ("cnn classifier", config(id2label={"0": 1, "1": 2, "2": 3}), "expected an object of names"),
-    "two of a name": ("vit classifier", config(id2label={"0": "a", "1": "a", "2": "b"}), "two different labels"),
+    "one output": ("gpt classifier", lambda folder: (
+        tensors(score__weight=np.ones((1, 6), np.float32))(folder), config(id2label=...)(folder)),
+                   "the head has one output, as for regression, which minitune has not"),
+    "head that minitune has not": ("bert classifier", config(architectures=["BertForNextSentencePrediction"]),
+                                   "'BertForNextSentencePrediction' is a class that minitune has not; it has BertModel, B"),
+    "quantised": ("llama", config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+                  "the weights are quantised by 'bitsandbytes': save the model dequantised"),
+    "two dropouts": ("gpt", config(resid_pdrop=0.2), "resid_pdrop is 0.2, expected 0.1: minitune has one dropout"),
     "unknown pooling": ("cnn classifier", config(minitune_pooling="best"), "pooling must be one of"),
     "pooling of another class": ("gpt classifier", config(minitune_pooling="mean"), "minitune_pooling is 'mean', where"),
-    "pooling that is no name": ("cnn classifier", config(minitune_pooling=["mean"]), r"minitune_pooling is \['mean'\], exp"),
-    "auxiliary loss": ("gpt classifier", config(minitune_auxiliary="much"), "minitune_auxiliary is 'much', expected a number"),
-    "regression": ("bert classifier", config(problem_type="regression"), "problem_type is 'regression', expected"),
+    "pooling that is no name": ("cnn classifier", config(minitune_pooling=["mean"]), r"pooling must be one .*, got \['mean'\]"),
+    "auxiliary loss": ("gpt classifier", config(minitune_auxiliary=-1.0), "auxiliary must be 0, or more .*, got -1.0 on GPT"),
+    "auxiliary that is no number": ("gpt classifier", config(minitune_auxiliary="much"), "does not describe a Classifier: '<'"),
+    "regression": ("bert classifier", config(problem_type="regression"),
+                   "problem_type is 'regression', expected single- or multi_.*There is no regression head"),
     # which files there are
+    "an adapter": ("gpt", lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+                   r"holds an adapter \(adapter_config\.json\), no model\. Adapters are not read yet: merge it into its model"),
     "config gone": ("gpt", lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
     "weights gone": ("gpt", lambda folder: (folder / WEIGHTS).unlink(), r"model\.safetensors is missing"),
     "pickle": ("gpt", only("pytorch_model.bin"), r"pickled weights .* are not read.*holds pytorch_model\.bin"),
@@ -236,7 +250,8 @@ def test_nothing_large_is_made_for_a_small_folder(tmp_path, saved):
     """Sizes and shapes that lie are told before memory is asked for."""
     tracemalloc.start()
     try:
-        for kind in "absurd layers", "absurd width", "absurd own size", "absurd own list", "far beyond", "a billion empty rows":
+        for kind in ("absurd layers", "absurd width", "absurd channels", "absurd own size", "absurd own list", "far beyond",
+                     "a billion empty rows"):
             name, damage, _ = BAD[kind]
             shutil.copytree(saved[name], tmp_path / kind)
             damage(tmp_path / kind)
@@ -245,6 +260,19 @@ def test_nothing_large_is_made_for_a_small_folder(tmp_path, saved):
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
+
+
+def test_long_lists_are_cut(tmp_path, saved):
+    shutil.copytree(saved["gpt"], tmp_path / "model")
+    header({f"a.{i}": entry([1], 4 * i, 4 * i + 4) for i in range(1000)}, bytes(4000))(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"(?s)a\.0: unknown\n.*\n  and 1,0\d\d more$") as error:
+        models.from_pretrained(tmp_path / "model")
+    assert str(error.value).count("\n") == 21
+    shutil.copytree(saved["bert classifier"], tmp_path / "labels")
+    config(id2label={str(i): f"label {i}" for i in range(1000)})(tmp_path / "labels")
+    with pytest.raises(ValueError, match="the head has 3 classes, id2label names ") as error:
+        models.from_pretrained(tmp_path / "labels")
+    assert len(str(error.value)) < 300
 
 
 def test_code_in_a_pickle_does_not_run(tmp_path, saved):

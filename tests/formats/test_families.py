@@ -101,7 +101,7 @@ def test_names_and_shapes_are_those_of_hugging_face(tmp_path, backbone, modules,
     ("bert", "encoder.layer.0.attention.output.LayerNorm.weight", "blocks.0.attention_norm.weight"),
     ("bert", "encoder.layer.0.output.LayerNorm.weight", "blocks.0.mlp_norm.weight"),
     ("bert", "pooler.dense.weight", "pooler.weight"),
-    ("llama", "lm_head.weight", "output.weight"),
+    ("llama", "lm_head.weight", "lm_head.weight"),
     ("llama", "model.layers.1.self_attn.o_proj.weight", "blocks.1.attention.output.weight"),
     ("llama", "model.layers.1.mlp.gate_proj.weight", "blocks.1.mlp.gate.weight"),
     ("llama", "model.layers.1.mlp.up_proj.weight", "blocks.1.mlp.up.weight"),
@@ -130,6 +130,25 @@ def test_heads_are_those_of_hugging_face(tmp_path, backbone, head, architecture,
     assert sorted(name for name in load_file(tmp_path / "model.safetensors") if not name.startswith(prefix)) == names
     if head != "multiple choice":
         assert config["id2label"] == dict(zip("012", LABELS)) and config["label2id"]["good"] == 2
+
+
+def test_a_size_that_is_a_height_and_a_width_is_read(tmp_path):
+    build("vit", "classifier").save_pretrained(tmp_path)
+    change(tmp_path, image_size=[8, 8], patch_size=[4, 4])
+    assert_same(models.from_pretrained(tmp_path), build("vit", "classifier"))
+
+
+def test_keys_that_are_not_known_are_left_alone(tmp_path):
+    for backbone in "awd_lstm", "gpt":
+        build(backbone).save_pretrained(tmp_path)
+        change(tmp_path, depth=[3], torch_dtype="float16", minitune_colour="red")
+        assert_same(models.from_pretrained(tmp_path), build(backbone))
+
+
+def test_a_rope_base_beyond_the_number_of_weights_is_no_size(tmp_path):
+    model = models.Llama(models.LlamaConfig(20, 8, 1, 2, 8, rope_base=500000))
+    model.save_pretrained(tmp_path)
+    assert models.from_pretrained(tmp_path).config == model.config
 
 
 def test_several_labels_at_once_are_told_by_the_problem_type(tmp_path):
@@ -228,7 +247,7 @@ def test_a_bare_llama_has_its_embedding_for_output(tmp_path):
     tensors = {name.removeprefix("model."): array for name, array in load_file(tmp_path / "model.safetensors").items()}
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="output.weight: missing"):         # the class is said to have one of its own
+    with pytest.raises(ValueError, match="lm_head.weight: missing"):        # the class is said to have one of its own
         models.from_pretrained(tmp_path)
     change(tmp_path, architectures=["LlamaModel"])
     assert models.from_pretrained(tmp_path).config.tied
@@ -240,6 +259,8 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 @pytest.mark.parametrize("spelling, base, scaling", [
     ({"rope_theta": 5e5}, 5e5, None), ({}, 1e4, None), ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 1e4, {"rope_type": "linear", "factor": 2.0}),
+    ({"rope_theta": 1000000, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "original_max_position_embeddings": 4}},
+     10**6, {"rope_type": "linear", "factor": 2.0}),
     ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, {"rope_type": "llama3", **LLAMA3}),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
     ({"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 3}}, 5e5, {"rope_type": "linear", "factor": 3}),

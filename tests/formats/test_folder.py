@@ -103,8 +103,10 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.config.json is missing"):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere. Nothing is downloaded: expected the path of a"):
         models.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="there is no folder bert-base-uncased. Nothing is downloaded"):
+        models.from_pretrained("bert-base-uncased")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 50, -1])
@@ -149,6 +151,17 @@ def test_arrays_come_back_whatever_their_order_in_memory(tmp_path):
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array, strict=True)
     assert load_file(tmp_path / "x.safetensors").keys() == read.keys()
+
+
+def test_half_precision_is_read_exactly(tmp_path):
+    """Written by hand: bfloat16, which NumPy has not, is the upper half of a float32."""
+    header = json.dumps({"brain": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]},
+                         "half": {"dtype": "F16", "shape": [3], "data_offsets": [8, 14]}}).encode()
+    numbers = bytes.fromhex("803f 20c0 80ff c07f" "003c 00c1 0100")
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + numbers)
+    read = disk.read_tensors(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(read["brain"], np.array([[1, -2.5], [-np.inf, np.nan]], np.float32), strict=True)
+    np.testing.assert_array_equal(read["half"].astype(np.float32), np.array([1, -2.5, 2.0**-24], np.float32), strict=True)
 
 
 def test_text_is_utf8_on_every_system(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 import minitune as mt
 from minitune import models
-from minitune.data import Batch, LanguageModelSet
+from minitune.data import Batch, ClassificationSet
 from minitune.models.llama import rope_frequencies
 
 BERT = dict(vocab_size=20, block_size=8, n_layer=2, n_head=2, n_embd=6)
@@ -110,8 +110,24 @@ def test_what_a_model_cannot_read_is_told(make, name):
     with pytest.raises(ValueError, match=f"{name}: this model reads at most block_size = 8 tokens a row, got 9"):
         model(np.ones((1, 9), int))
     with pytest.raises(ValueError, match=rf"{name}: token ids must be 0 \.\. 19, the set holds 20"):
-        model.check(LanguageModelSet([[1, 20]], 2))
+        model.check(ClassificationSet([[1, 20]], [0], 2, model.causal))
     assert repr(model).startswith(f"{name}({name}Config(vocab_size=20") and repr(model).endswith("parameters)")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_bert_pools_the_first_token_and_no_padding(side):
+    model, rows = models.Classifier(bert(), ["a", "b"], "cls"), [[3, 1, 4], [5]]
+    batch = Batch.causal([[row] for row in rows], side=side)
+    batch.last = np.where(batch.valid, batch.last.max(1, keepdims=True), batch.last)
+    alone = np.concatenate([model(np.array([row])).numpy() for row in rows])
+    np.testing.assert_allclose(model(batch).numpy(), alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("segment", [-1, 2])
+def test_a_segment_that_bert_has_not_is_told(segment):
+    batch = Batch.bidirectional([[3, 1, 4]], segments=[[0, 1, segment]])
+    with pytest.raises(ValueError, match=r"BERT: segments must be 0 \.\. 1, as n_segments is 2, got"):
+        bert().features(batch)
 
 
 def test_bert_without_pooler_pools_nothing():

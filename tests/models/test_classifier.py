@@ -84,6 +84,20 @@ def test_a_new_head_fits_the_pooling_and_the_labels():
     assert repr(model).startswith("Classifier(GPT(GPTConfig(") and "pooling='last'" in repr(model)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max", "concat"])
+def test_a_row_that_is_all_padding_is_pooled_to_numbers(pooling):
+    valid = np.array([[True, False], [False, False]])
+    pooled = POOLINGS[pooling](Tensor(np.ones((2, 2, 4), np.float32)), valid).numpy()
+    assert np.isfinite(pooled).all() and np.abs(pooled).max() == 1
+    assert pooling != "mean" or not pooled[1].any()
+
+
+@pytest.mark.parametrize("labels", [3, "no yes", None])
+def test_labels_that_are_no_list_are_told(labels):
+    with pytest.raises(TypeError, match=r"Classifier: labels must be a list of names, such as \['no', 'yes'\], or range\(3\)"):
+        classifier(labels=labels)
+
+
 @pytest.mark.parametrize("labels", [[], ["one"], ["yes", "no", "yes"]])
 def test_labels_that_make_no_choice_are_told(labels):
     with pytest.raises(ValueError, match="Classifier: expected at least two different labels, got"):

@@ -24,7 +24,7 @@ def test_the_count_of_parameters_is_that_of_vit_base():
 def test_shapes_of_features_and_logits():
     model = vit()
     assert model(np.zeros((3, 6, 6), np.uint8)).shape == (3, 10, 8)
-    classifier = models.Classifier(model, "abc")
+    classifier = models.Classifier(model, ["a", "b", "c"])
     assert classifier.pooling == "first" and classifier(np.zeros((3, 1, 6, 6), np.float32)).shape == (3, 3)
     assert repr(model) == f"ViT({model.config}, {model.num_parameters():,} parameters)"
 
@@ -52,7 +52,7 @@ def test_patches_are_read_row_by_row():
 
 
 def test_the_layer_groups_hold_every_parameter_once_and_freeze():
-    model = models.Classifier(vit(), "abc")
+    model = models.Classifier(vit(), ["a", "b", "c"])
     groups = model.layer_groups()
     assert [name for name, _ in groups] == ["embeddings", "blocks.0", "blocks.1", "head"]
     held = [id(p) for _, modules in groups for module in modules for p in module.parameters()]
@@ -64,7 +64,7 @@ def test_the_layer_groups_hold_every_parameter_once_and_freeze():
 
 
 def test_recomputation_changes_no_gradient():
-    model = models.Classifier(vit(dropout=0.2), "abc")
+    model = models.Classifier(vit(dropout=0.2), ["a", "b", "c"])
     batch = ImageBatch(np.random.default_rng(0).standard_normal((4, 1, 6, 6)).astype(np.float32), np.array([0, 1, 2, 1]))
     gradients = []
     for model.recompute in False, True:

@@ -1,5 +1,7 @@
 """LSTM: agrees with PyTorch's, drops recurrent weights as DropConnect does, begins anew where a document begins."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -142,6 +144,7 @@ def test_a_state_goes_on_where_the_last_tokens_ended():
     (dict(x=np.ones((2, 5, 4))), "got .2, 5, 4. and .16, 3."),
     (dict(hidden=np.ones((2, 3))), "hidden must be .2, 4. for x .2, 5, 3. and weight_ih .16, 3., got .2, 3."),
     (dict(cell=np.ones((1, 4))), "cell must be .2, 4."),
+    (dict(hidden=np.ones(4)), "hidden must be .2, 4. .* got .4,."),
     (dict(starts=np.zeros((5, 2), bool)), "starts must be .2, 5."),
     (dict(starts=np.zeros((2, 5), int)), "starts must be booleans, got int64. Is it positions == 0?"),
 ])
@@ -149,3 +152,28 @@ def test_shapes_that_do_not_fit_are_told(change, message):
     given = dict(x=np.ones((2, 5, 3)), hidden=np.ones((2, 4)), cell=np.ones((2, 4)), starts=None) | change
     with pytest.raises(ValueError, match=f"lstm: .*{message}"):
         layer()(mt.Tensor(given["x"]), *(given[name] for name in ("hidden", "cell", "starts")))
+
+
+@pytest.mark.parametrize("name", ["weight_hh", "bias", "hidden", "cell"])
+def test_the_operation_says_which_array_is_missing(name):
+    given = {"x": np.ones((2, 5, 3)), "weight_ih": np.ones((16, 3)), "weight_hh": np.ones((16, 4)), "bias": np.ones(16),
+             "hidden": np.ones((2, 4)), "cell": np.ones((2, 4))}
+    shape = given[name].shape
+    tensors = {key: None if key == name else mt.Tensor(a) for key, a in given.items()}
+    with pytest.raises(ValueError, match=rf"lstm: {name} must be .* got None. For zeros .*{re.escape(str(shape))}, x.dtype"):
+        mt.ops.lstm(**tensors)
+
+
+@pytest.mark.parametrize("sizes, message", [((2, 0), "LSTM: hidden must be an int of at least 1, got 0"),
+                                            ((0, 2), "LSTM: inputs must be an int of at least 1, got 0"),
+                                            ((2, 2.5), "LSTM: hidden must be an int of at least 1, got 2.5")])
+def test_a_layer_without_units_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        nn.LSTM(*sizes)
+
+
+def test_states_that_are_arrays_are_taken_in_the_dtype_of_x():
+    own, x = layer(), mt.Tensor(inputs(2, 5, 3))
+    got = own(x, np.zeros((2, 4)), np.zeros((2, 4), int))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got.numpy(), own(x).numpy())

@@ -100,6 +100,24 @@ def test_effective_weights_are_what_a_layer_multiplies_with():
     np.testing.assert_array_equal(embedding(np.array([2])).numpy(), embedding.weight.numpy()[[2]])
 
 
-def test_heads_that_do_not_divide_the_channels_raise():
-    with pytest.raises(ValueError, match="Attention: heads must divide channels, got 10 channels and 3 heads"):
-        nn.Attention(10, 3)
+@pytest.mark.parametrize("arguments, message", [
+    ((10, 3), "heads must divide channels, got 10 channels and 3 heads. Give numbers with a whole quotient, or head_size"),
+    ((8, 4, 3), "kv_heads must divide heads, .* got 4 heads and 3 kv_heads"),
+    ((8, 0), "heads must be an int of at least 1, got 0"), ((8, 2.0), "heads must be an int of at least 1, got 2.0"),
+    ((8, 2, 0), "kv_heads must be an int of at least 1, got 0"), ((0, 2), "channels must be an int of at least 1, got 0"),
+    ((8, 2, None, True, 0), "head_size must be an int of at least 1, got 0"),
+])
+def test_heads_that_do_not_fit_raise(arguments, message):
+    with pytest.raises(ValueError, match=f"Attention: {message}"):
+        nn.Attention(*arguments)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("B, T", [(0, 3), (2, 0), (0, 0)])
+def test_no_rows_or_no_tokens_give_none_and_gradients_of_0(B, T, kernels):
+    block, x = nn.TransformerBlock(8, 2, n_layer=1), Tensor(np.ones((B, T, 8), np.float32), requires_grad=True)
+    with mt.kernels(kernels):
+        y = block(x, *causal(B, T))
+        y.sum().backward()
+    assert y.shape == x.grad.shape == (B, T, 8)
+    assert not any(p.grad.any() for p in block.parameters())

@@ -39,6 +39,16 @@ def test_nan_in_a_window_shows(place):
         assert np.isnan(pool(Tensor(x), 2).numpy()).tolist() == [[[[True, False]]]]
 
 
+@pytest.mark.parametrize("two", [np.int64(2), np.uint8(2)])
+def test_sizes_may_be_numpys_integers(two):
+    x, weight = RNG.standard_normal((2, 3, 6, 6)).astype(np.float32), RNG.standard_normal((4, 3, 2, 2)).astype(np.float32)
+    for call in (lambda n: ops.conv2d(Tensor(x), Tensor(weight), stride=n, padding=n), lambda n: ops.max_pool2d(Tensor(x), n),
+                 lambda n: ops.avg_pool2d(Tensor(x), n, n)):
+        got, expected = call(two).numpy(), call(2).numpy()
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, expected)
+
+
 X, WEIGHT = Tensor(np.zeros((1, 2, 4, 5))), Tensor(np.zeros((3, 2, 3, 3)))
 
 
@@ -46,13 +56,23 @@ X, WEIGHT = Tensor(np.zeros((1, 2, 4, 5))), Tensor(np.zeros((3, 2, 3, 3)))
     (lambda: ops.conv2d(Tensor(np.zeros((4, 5))), WEIGHT), r"conv2d: expected x \(B, C, H, W\).* got \(4, 5\).*\[:, None\]"),
     (lambda: ops.conv2d(X, Tensor(np.zeros((3, 1, 3, 3)))), r"conv2d: expected .* \(1, 2, 4, 5\) and \(3, 1, 3, 3\)"),
     (lambda: ops.conv2d(X, WEIGHT, Tensor(np.zeros(2))), r"conv2d: bias must be \(F,\) = \(3,\), got \(2,\)"),
-    (lambda: ops.conv2d(X, WEIGHT, padding=-1), "conv2d: padding must be at least 0, got -1"),
-    (lambda: ops.conv2d(X, WEIGHT, stride=0), "conv2d: stride must be at least 1, got 0"),
+    (lambda: ops.conv2d(X, WEIGHT, padding=-1), "conv2d: padding must be an int for both axes of at least 0, got -1"),
+    (lambda: ops.conv2d(X, WEIGHT, padding=1.0), "conv2d: padding must be an int for both axes of at least 0, got 1.0"),
+    (lambda: ops.conv2d(X, WEIGHT, padding="same"), "conv2d: padding must be an int for both axes of at least 0, got 'same'"),
+    (lambda: ops.conv2d(X, WEIGHT, stride=0), "conv2d: stride must be an int for both axes of at least 1, got 0"),
+    (lambda: ops.conv2d(X, WEIGHT, stride=(2, 2)), r"conv2d: stride must be an int for both axes of at least 1, got \(2, 2\)"),
+    (lambda: ops.conv2d(Tensor(np.zeros((1, 0, 4, 5))), Tensor(np.zeros((3, 0, 3, 3)))),
+     r"conv2d: expected at least one channel and one filter, got x \(1, 0, 4, 5\) and weight \(3, 0, 3, 3\)"),
+    (lambda: ops.conv2d(X, Tensor(np.zeros((0, 2, 3, 3)))), r"conv2d: expected at least one channel and one filter"),
+    (lambda: nn.Conv2d(0, 8, 3), "Conv2d: inputs must be an int of at least 1, got 0"),
+    (lambda: nn.Conv2d(3, 8.0, 3), "Conv2d: outputs must be an int of at least 1, got 8.0"),
+    (lambda: nn.Conv2d(3, 8, (3, 3)), r"Conv2d: kernel_size must be an int for both axes of at least 1, got \(3, 3\)"),
     (lambda: ops.conv2d(Tensor(np.zeros((1, 2, 2, 5))), WEIGHT), "conv2d: a window of 3 x 3 does not fit in an image of 2 x 5"),
     (lambda: ops.max_pool2d(Tensor(np.zeros((2, 4, 5))), 2), r"max_pool2d: expected x \(B, C, H, W\), got \(2, 4, 5\)"),
     (lambda: ops.avg_pool2d(X, 5), "avg_pool2d: a window of 5 x 5 does not fit in an image of 4 x 5"),
-    (lambda: ops.max_pool2d(X, 0), "max_pool2d: stride must be at least 1"),
-    (lambda: ops.avg_pool2d(X, 0, 1), "avg_pool2d: a window of 0 x 0 does not fit"),
+    (lambda: ops.max_pool2d(X, 0), "max_pool2d: kernel_size must be an int for both axes of at least 1, got 0"),
+    (lambda: ops.max_pool2d(X, (2, 2)), r"max_pool2d: kernel_size must be an int for both axes of at least 1, got \(2, 2\)"),
+    (lambda: ops.avg_pool2d(X, 2, (2, 1)), r"avg_pool2d: stride must be an int for both axes of at least 1, got \(2, 1\)"),
 ])
 def test_shapes_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=message):
@@ -68,7 +88,7 @@ def test_the_layer_convolves_with_its_own_weights():
     np.testing.assert_array_equal(layer(x).numpy(), ops.conv2d(x, layer.weight, layer.bias, 2, 1).numpy())
     assert layer(x).shape == (2, 3, 3, 3) and [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
     assert (layer.weight.decays, layer.bias.decays) == (True, False)
-    assert [name for name, _ in nn.Conv2d(2, 3, 1, bias=False).named_parameters()] == ["weight"]
+    assert [name for name, _ in nn.Conv2d(2, 3, kernel_size=1, bias=False).named_parameters()] == ["weight"]
 
 
 def test_numbers_keep_their_size_through_many_layers_of_relu():

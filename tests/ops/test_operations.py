@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+import minitune as mt
 from minitune import Tensor, ops
 from minitune.ops.erf import erfc
 
@@ -126,6 +127,8 @@ def test_attention_errors_name_the_shapes():
         ops.attention(q, q, q, np.zeros(3, np.int64), last)
     with pytest.raises(ValueError, match=r"last must be integers \(B, T\) = \(2, 3\), got float64"):
         ops.attention(q, q, q, first, last * 1.0)
+    with pytest.raises(ValueError, match=r"last must be an array of integers \(B, T\) = .*got a list.*np.array\(last\)"):
+        ops.attention(q, q, q, first, last.tolist())
     with pytest.raises(ValueError, match=r"intervals must lie in the keys 0 .. 2, got 0 .. 3"):
         ops.attention(q, q, q, first, last + 1)
     with pytest.raises(ValueError, match="intervals must lie in the keys 0 .. 2, got -1 .. 2"):
@@ -200,7 +203,8 @@ def test_binary_cross_entropy_stays_finite_however_sure_the_logits_are():
 
 @pytest.mark.parametrize("targets, message", [
     (np.array([0, 2]), r"targets must lie in 0 .. 1 or be -100 \(ignored\), got 2 at \(1,\)"),
-    (np.array([0.0, 1.0]), r"targets must be integers \(2,\), got float64 \(2,\)"),
+    (np.array([0.0, 1.0]), r"targets must be integers \(2,\), got float64 \(2,\). Convert them: targets.astype\(int\)"),
+    (np.array([False, True]), r"targets must be integers \(2,\), got bool \(2,\). Convert them: targets.astype\(int\)"),
     (np.array([[0], [1]]), r"targets must be integers \(2,\), got int64 \(2, 1\)"),
 ])
 def test_labels_that_are_neither_0_nor_1_raise(targets, message):
@@ -213,6 +217,7 @@ def test_labels_that_are_neither_0_nor_1_raise(targets, message):
     (np.array([-1, 0]), r"got -1 at \(0,\)"),
     (np.array([0.0, 1.0]), r"targets must be integers \(2,\), got float64 \(2,\)"),
     (np.array([0]), r"targets must be integers \(2,\), got int64 \(1,\)"),
+    ([0, 1], r"targets must be an array of integers \(2,\), got a list. Write np.array\(targets\)"),
 ])
 def test_targets_that_do_not_fit_raise(targets, message):
     with pytest.raises(ValueError, match="^cross_entropy: .*" + message):
@@ -233,13 +238,29 @@ def test_linear_cross_entropy_errors_name_the_shapes():
 
 def test_extremes_stay_finite_without_a_warning():
     x = np.array([-1e4, -100.0, 100.0, 1e4], np.float32)
-    assert ops.sigmoid(Tensor(x)).numpy().tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(ops.sigmoid(Tensor(x)).numpy(), np.exp(np.minimum(x, 0)))     # e^-100 is 4e-44, no 0
     assert ops.tanh(Tensor(x)).numpy().tolist() == [-1, -1, 1, 1]
     assert ops.gelu(Tensor(x)).numpy().tolist() == [0, 0, 100, 10000]
     assert ops.gelu(Tensor(x), approximate="none").numpy().tolist() == [0, 0, 100, 10000]
-    assert ops.swiglu(Tensor(x), Tensor(np.ones(4, np.float32))).numpy().tolist() == [0, 0, 100, 10000]
+    np.testing.assert_allclose(ops.swiglu(Tensor(x), Tensor(np.ones(4, np.float32))).numpy(), [0, 0, 100, 10000], 0, 1e-41)
     assert ops.softmax(Tensor(x)).numpy().tolist() == [0, 0, 0, 1]
     assert ops.cross_entropy(Tensor(x[None]), np.array([0])).item() == 20000
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_sigmoid_keeps_its_tail_alone_in_swiglu_and_in_the_gates_of_lstm(kernels):
+    """float32 has e^-80; 0.5 (1 + tanh(x / 2)) has lost it at -18. Off by some roundings, and the twins' e^x by 4e-7."""
+    x = np.linspace(-80, 80, 321).astype(np.float32)
+    expected = np.array([1 / (1 + math.exp(-a)) for a in x])
+    ones, zeros = np.ones_like(x), np.zeros((1, x.size), np.float32)
+    bias = np.concatenate([x, 0 * x, 1e3 * ones, x])                    # of the gates i, f, g, o: c = sigmoid(x) tanh(1000)
+    with mt.kernels(kernels):
+        np.testing.assert_allclose(ops.sigmoid(Tensor(x)).numpy(), expected, 1e-6)
+        np.testing.assert_allclose(ops.swiglu(Tensor(x), Tensor(ones)).numpy(), x * expected, 1e-6)
+        _, cell = ops.lstm(Tensor(zeros[:, None, :1]), Tensor(np.zeros((4 * x.size, 1), np.float32)),
+                           Tensor(np.zeros((4 * x.size, x.size), np.float32)), Tensor(bias), zeros, zeros).numpy()[:, 0, 0]
+    np.testing.assert_allclose(cell, expected, 1e-6)
+    np.testing.assert_array_equal(ops.sigmoid(Tensor([-np.inf, np.inf, np.nan])).numpy(), np.float32([0, 1, np.nan]))
 
 
 def test_relu_takes_infinity_and_shows_nan():
@@ -408,6 +429,8 @@ def test_rope_errors_name_the_shapes(x, positions, frequencies, message):
         ops.rope(Tensor(np.ones(x)), np.ones(positions, int), np.ones(frequencies))
     with pytest.raises(ValueError, match="rope: positions must be integers .* got float64"):
         ops.rope(Tensor(np.ones((2, 3, 1, 8))), np.ones((2, 3)), np.ones(4))
+    with pytest.raises(ValueError, match=r"rope: positions must be an array of integers .* got a list.*np.array\(positions\)"):
+        ops.rope(Tensor(np.ones((2, 3, 1, 8))), [[0, 1, 2]] * 2, np.ones(4))
 
 
 # ---- Reductions and shapes ---------------------------------------------------------------------------------------

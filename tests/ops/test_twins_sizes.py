@@ -395,6 +395,20 @@ def test_softmax_of_infinite_and_large_numbers_is_what_the_reference_gives(row):
         assert_agrees("softmax", ([x], {}), needs_of("softmax", [x]))
 
 
+@pytest.mark.parametrize("eps", [0, 1e-6])
+@pytest.mark.parametrize("row", [[1e20, 1], [1e30, -1e30], [1e-25, -1e-25], [1e-25, 1e-25], [np.inf, 1], [0, 0]])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_norms_of_rows_whose_squares_are_infinite_or_0_are_what_the_reference_gives(name, row, eps):
+    """Alone and in a row long enough for vectors: 0 where the reference has 0, infinity where it has infinity."""
+    for times in (1, 33):
+        arrays, settings = (layer_norm if name == "layer_norm" else rms_norm)(3, 2 * times, eps=eps)
+        arrays[0][1] = row * times
+        with np.errstate(all="ignore"):
+            got, expected = (run(functions, (arrays, settings), needs_of(name, arrays)) for functions in functions_of(name))
+        for g, e in zip(got, expected, strict=True):
+            np.testing.assert_allclose(g, e, 1e-4, 1e-4)                # ordinary rows beside it: some roundings of sums of 66
+
+
 @pytest.mark.parametrize("largest", [100, 1e4, 1e30])
 def test_large_scores_stay_finite_and_agree(largest):
     """A rounding of a score of 1e4 is 5e-4 of its weight, in the reference too, whose error sets the tolerance."""

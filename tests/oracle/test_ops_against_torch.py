@@ -106,8 +106,7 @@ ORACLE = {
     "swiglu": lambda gate, up: F.silu(gate) * up, "binary_cross_entropy": binary_cross_entropy,
     "embedding": lambda weight, ids: F.embedding(ids, weight), "dropout": dropout, "cross_entropy": cross_entropy,
     "linear_cross_entropy": lambda x, weight, targets, bias: cross_entropy(F.linear(x, weight, bias), targets),
-    "conv2d": F.conv2d, "max_pool2d": lambda x, size, stride=None: F.max_pool2d(x, size, stride),
-    "avg_pool2d": lambda x, size, stride=None: F.avg_pool2d(x, size, stride),
+    "conv2d": F.conv2d, "max_pool2d": F.max_pool2d, "avg_pool2d": F.avg_pool2d,
     "attention": attention, "lstm": lstm,
 }
 

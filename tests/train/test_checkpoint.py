@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from kill_and_resume import kill_and_resume
 
 import minitune as mt
 from minitune import models, tune
-from minitune.data import ClassificationSet
+from minitune.data import ClassificationSet, MaskedSet, Tokenizer
 from minitune.optim import SGD, AdamW
 from minitune.train import Callback, Trainer, remove_checkpoints
 from minitune.train.checkpoint import checkpoints
@@ -80,6 +81,25 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(method, optimiz
     assert (tmp_path / "cut/best.safetensors").read_bytes() == (tmp_path / "whole/best.safetensors").read_bytes()
 
 
+def test_a_resumed_training_hides_the_tokens_it_would_have_hidden(tmp_path):
+    texts = ["the sea holds tide and shell", "moss and bark and leaf in the wood"] * 8
+    tokenizer = Tokenizer.train(texts, 280, masked=True)
+
+    def trained(out, at=None):
+        mt.seed(0)
+        model = models.MaskedLanguageModel(models.BERT(models.BERTConfig(tokenizer.vocab_size, 16, 1, 2, 8, dropout=0.1)))
+        callbacks = [At(at, interrupt)] if at else []
+        trainer = Trainer(model, *MaskedSet.from_texts(texts, tokenizer, 16).split(4), out=out, callbacks=callbacks, **SETTINGS)
+        trainer.fit(resume=True)
+        return outcome(trainer)
+
+    expected = trained(tmp_path / "whole")
+    assert expected[2]["mask"] > 0
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", 5)
+    assert trained(tmp_path / "cut") == expected
+
+
 def test_a_checkpoint_between_two_evaluations_keeps_the_losses_since_the_last(tmp_path):
     whole = make(tmp_path / "whole")
     expected = whole.fit()["loss"]
@@ -132,6 +152,27 @@ def test_another_training_is_refused_with_what_differs(change, complaint, tmp_pa
     with pytest.raises(ValueError, match=complaint):
         other.fit(resume=True)
     assert outcome(other) == before and other.step == 0
+
+
+AWD = models.AWDLSTMConfig(20, 8, n_embd=6, n_hidden=7, n_layer=2)
+LLAMA = models.LlamaConfig(20, 8, 1, 2, 8)
+
+
+@pytest.mark.parametrize("config, change, complaint", [
+    (AWD, {"hidden_dropout": 0.1}, r"backbone\.config\.hidden_dropout was 0\.3, is 0\.1"),
+    (AWD, {"weight_dropout": 0.0, "input_dropout": 0.2}, r"weight_dropout was 0\.5, is 0\.0; .*input_dropout was 0\.4"),
+    (LLAMA, {"rope_base": 500000.0}, r"backbone\.config\.rope_base was 10000\.0, is 500000\.0"),
+    (LLAMA, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, r"rope_scaling was None, is .*linear"),
+])
+def test_another_configuration_of_the_same_shapes_is_refused(config, change, complaint, tmp_path):
+    def trainer(config):
+        kind = models.Llama if isinstance(config, models.LlamaConfig) else models.AWDLSTM
+        model = models.Classifier(kind(config), ["even", "odd"])
+        return Trainer(model, toy_set(), out=tmp_path, **SETTINGS | {"steps": 1})
+
+    trainer(config).fit()
+    with pytest.raises(ValueError, match=complaint):
+        trainer(replace(config, **change)).fit(resume=True)
 
 
 def test_other_data_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""How the CPU twins are compiled and shared out between cores, and what several of them compute: e^x, the largest of a row."""
+"""How the CPU twins are compiled and shared out between cores, and what several of them compute."""
 
 from __future__ import annotations
 
@@ -103,6 +103,19 @@ def exponential(x):
     series = np.float32(0.5) + r * series
     power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)     # the bits of 2^n
     return (np.float32(1) + r + r * r * series) * power
+
+
+@inlined
+def sigmoid(x):
+    """1 / (1 + e^-x), from the exponential of a number that is not positive, which cannot overflow. NaN goes through."""
+    e = exponential(-abs(x))
+    return (e if x < 0 else np.float32(1)) / (np.float32(1) + e)
+
+
+@inlined
+def one_over_root(x):
+    """1 / sqrt(x), 0 of infinity and infinity of 0: float32's fast estimate would make NaN of both, float64 has none."""
+    return np.float32(1 / np.sqrt(np.float64(x)))
 
 
 @njit(fastmath={"nnan", "nsz"}, error_model="numpy")

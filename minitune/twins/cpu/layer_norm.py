@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...cores import share
-from .compiled import LEAST, by_rows, compiled, not_float32, rows_of
+from .compiled import LEAST, by_rows, compiled, not_float32, one_over_root, rows_of
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO = np.float32(0)
 BLOCKS = 16             # partial sums of the weight's gradient, added in this order on any number of cores
 
 
@@ -23,7 +23,7 @@ def _forward(x, y, mean, rstd, weight, bias, eps):
         for j in range(C):
             d = x[i, j] - centre
             squares += d * d
-        scale = ONE / np.sqrt(squares / np.float32(C) + eps)
+        scale = one_over_root(squares / np.float32(C) + eps)
         for j in range(C):
             y[i, j] = (x[i, j] - centre) * scale * weight[j] + bias[j]
         mean[i], rstd[i] = centre, scale

@@ -6,10 +6,10 @@ import numpy as np
 
 from ...backend import matmul as product
 from . import elementwise
-from .compiled import by_rows, compiled, not_float32, rows_of
+from .compiled import by_rows, compiled, not_float32, rows_of, sigmoid
 from .linear import sum_of_rows
 
-ONE, HALF = np.float32(1), np.float32(0.5)
+ONE = np.float32(1)
 tanh = elementwise._tanh
 
 
@@ -23,11 +23,11 @@ def _forward(recurrent, gates, h, c, hidden_states, cell_states, bias, t):
     for b in range(B):
         z, more = gates[b, t], recurrent[b]
         for j in range(2 * H):                                              # i and f
-            z[j] = HALF + HALF * tanh(HALF * (z[j] + more[j] + bias[j]))
+            z[j] = sigmoid(z[j] + more[j] + bias[j])
         for j in range(2 * H, 3 * H):
-            z[j] = tanh(z[j] + more[j] + bias[j])                           # g
+            z[j] = tanh(z[j] + more[j] + bias[j])       # g
         for j in range(3 * H, 4 * H):
-            z[j] = HALF + HALF * tanh(HALF * (z[j] + more[j] + bias[j]))    # o
+            z[j] = sigmoid(z[j] + more[j] + bias[j])    # o
         i, f, g, o, c_row, h_row = z[:H], z[H : 2 * H], z[2 * H : 3 * H], z[3 * H :], c[b], h[b]
         for j in range(H):
             c_row[j] = f[j] * c_row[j] + i[j] * g[j]

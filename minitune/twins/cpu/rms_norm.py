@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ...cores import share
-from .compiled import LEAST, by_rows, compiled, not_float32, rows_of
+from .compiled import LEAST, by_rows, compiled, not_float32, one_over_root, rows_of
 from .layer_norm import BLOCKS
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO = np.float32(0)
 
 
 @compiled
@@ -18,7 +18,7 @@ def _forward(x, y, rstd, weight, eps):
         squares = ZERO
         for j in range(C):
             squares += x[i, j] * x[i, j]
-        scale = ONE / np.sqrt(squares / np.float32(C) + eps)
+        scale = one_over_root(squares / np.float32(C) + eps)
         for j in range(C):
             y[i, j] = x[i, j] * scale * weight[j]
         rstd[i] = scale

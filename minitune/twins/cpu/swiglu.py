@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compiled import by_rows, compiled, exponential, inlined, not_float32
+from .compiled import by_rows, compiled, not_float32, sigmoid
 
 ONE = np.float32(1)
-
-
-@inlined
-def _sigmoid(x):
-    """From the exponential of a number that is not positive, which cannot overflow. NaN goes through."""
-    e = exponential(-abs(x))
-    return (e if x < 0 else ONE) / (ONE + e)
 
 
 @compiled
 def _forward(gate, up, y):
     for i in range(gate.size):
-        y[i] = gate[i] * _sigmoid(gate[i]) * up[i]
+        y[i] = gate[i] * sigmoid(gate[i]) * up[i]
 
 
 @compiled
 def _backward(grad, gate, up, grad_gate, grad_up):
     for i in range(gate.size):
-        s = _sigmoid(gate[i])
+        s = sigmoid(gate[i])
         grad_gate[i] = grad[i] * up[i] * s * (ONE + gate[i] * (ONE - s))
         grad_up[i] = grad[i] * gate[i] * s
 

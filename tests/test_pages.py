@@ -1,0 +1,26 @@
+"""The pages on models can be followed from the top: their Python runs, and prints what the text after it says, figures aside.
+
+Shown only: console, words that a model chose.
+"""
+
+from pathlib import Path
+
+import pytest
+from test_howto import blocks, comparable, python
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("page", ["transformer_from_its_parts", "bert_and_gpt", "image_model"])
+def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+    for package in ("sklearn", "matplotlib") if page == "image_model" else ():
+        pytest.importorskip(package, reason=f'the page needs {package}: pip install "minitune[demo]"')
+    monkeypatch.chdir(tmp_path)
+    names, printed = {"__name__": page}, []
+    parts = blocks(DOCS / f"{page}.md")
+    assert {"python", "text"} <= {language for language, _ in parts} <= {"python", "text", "console"}
+    for language, content in parts:
+        if language == "python":
+            printed = [comparable(line) for line in python(content, names).splitlines()]
+        elif language == "text":
+            assert [comparable(line) for line in content.splitlines()] == printed

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
 Groups = list[tuple[str, list[Any]]]           # layer groups: name, modules and parameters
 
 
 def check_sizes(config: Any) -> None:
-    """Raises ValueError, with all that is wrong, where a size is no positive integer or a dropout lies outside [0, 1).
+    """Raises ValueError, with all that is wrong: a size that is no positive integer, `eps` or `rope_base` not above 0, or a
+    dropout outside [0, 1).
 
     Sizes are the fields annotated as int, or as int or None, which may be None; dropouts those with "dropout" in their names.
     """
@@ -18,6 +20,8 @@ def check_sizes(config: Any) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if kinds[name] in ("int", "int | None") and not (whole and value > 0) and not (value is None and "None" in kinds[name]):
             wrong.append(f"{name} must be a positive integer, got {value!r}")
+        if name in ("eps", "rope_base") and not (isinstance(value, (int, float)) and 0 < value < inf):
+            wrong.append(f"{name} must be a number above 0, got {value!r}")
         if "dropout" in name and not (isinstance(value, (int, float)) and 0 <= value < 1):
             wrong.append(f"{name} must be in [0, 1), got {value!r}")
     if wrong:

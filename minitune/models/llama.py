@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import inf, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,10 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     D = config.head_size or config.n_embd // config.n_head
     frequencies = config.rope_base ** (-np.arange(0, D, 2) / D)             # (D/2,)
     scaling = config.rope_scaling or {"rope_type": "default"}
+    numbers = [value for key, value in scaling.items() if "type" not in key] if isinstance(scaling, dict) else [None]
+    if not all(isinstance(value, (int, float)) and 0 < value < inf for value in numbers):
+        raise ValueError("LlamaConfig: rope_scaling must be None or as in a config.json, {'rope_type': 'linear', 'factor': "
+                         f"2.0}}, all numbers above 0, got {scaling!r}")
     kind = scaling.get("rope_type", scaling.get("type"))
     try:
         if kind == "linear":

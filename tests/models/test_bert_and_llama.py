@@ -97,6 +97,10 @@ def test_rope_frequencies_are_those_of_the_formulas():
     (llama, dict(n_kv_head=3), "LlamaConfig: n_kv_head must divide n_head, got 3 and 4"),
     (llama, dict(head_size=3), "LlamaConfig: a head's channels are rotated in pairs, got 3 a head"),
     (llama, dict(rope_scaling={"rope_type": "yarn"}), "rope_scaling must be None or of type 'linear' or 'llama3', got 'yarn'"),
+    (llama, dict(rope_base=-1.0), "LlamaConfig: rope_base must be a number above 0, got -1.0"),
+    (bert, dict(eps="1e-5"), "BERTConfig: eps must be a number above 0, got '1e-5'"),
+    (llama, dict(rope_scaling="linear"), "rope_scaling must be None or as in a config.json, .* got 'linear'"),
+    (llama, dict(rope_scaling={"rope_type": "linear", "factor": 0}), "all numbers above 0, got"),
     (llama, dict(rope_scaling={"rope_type": "linear"}), "rope_scaling of type 'linear' needs 'factor'"),
 ])
 def test_configs_say_what_is_wrong(make, settings, message):

@@ -76,6 +76,9 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
             return frequencies / scaling["factor"]
         if kind == "llama3":
             low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            if not low < high:
+                raise ValueError("LlamaConfig: rope_scaling needs low_freq_factor below high_freq_factor, got "
+                                 f"{low} and {high}")
             turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
             kept = np.clip((turns - low) / (high - low), 0, 1)              # 1: as it is, 0: divided
             return frequencies * (kept + (1 - kept) / scaling["factor"])

@@ -101,6 +101,8 @@ def test_rope_frequencies_are_those_of_the_formulas():
     (bert, dict(eps="1e-5"), "BERTConfig: eps must be a number above 0, got '1e-5'"),
     (llama, dict(rope_scaling="linear"), "rope_scaling must be None or as in a config.json, .* got 'linear'"),
     (llama, dict(rope_scaling={"rope_type": "linear", "factor": 0}), "all numbers above 0, got"),
+    (llama, dict(rope_scaling={"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4,
+                               "original_max_position_embeddings": 64}), "low_freq_factor below high_freq_factor, got 4 and 4"),
     (llama, dict(rope_scaling={"rope_type": "linear"}), "rope_scaling of type 'linear' needs 'factor'"),
 ])
 def test_configs_say_what_is_wrong(make, settings, message):

@@ -20,24 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .cores import share
-
-Array = Any     # numpy.ndarray or cupy.ndarray: one text of mathematics serves both, which a type checker cannot say
+from .devices import Array as Array
+from .devices import array_module as array_module
+from .devices import device_of, in_float32, is_bfloat16
 
 WORTH = 1 << 20     # multiplications that take a core longer than waking it,
 READ = 4            # and to how many of them reading one number of a matrix compares
 
 
-# ---- Devices -----------------------------------------------------------------------------------------------------
-
-def device_of(array: Array) -> str:
-    """The device an array lives on: "cpu" or "cuda"."""
-    return "cpu" if isinstance(array, np.ndarray) or type(array).__module__.partition(".")[0] != "cupy" else "cuda"
-
-
-def array_module(array: Array) -> ModuleType:
-    """The module whose functions take this array: numpy, or cupy for an array on a GPU."""
-    return import_module("cupy") if device_of(array) == "cuda" else np
-
+# ---- Arrays ------------------------------------------------------------------------------------------------------
 
 def as_array(data: Any) -> Array:
     """An array: arrays keep their dtype; Python numbers and lists become float32, int64 or bool.
@@ -52,7 +43,7 @@ def as_array(data: Any) -> Array:
         array = np.asarray(data)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" and not is_bfloat16(array.dtype):
         raise TypeError(f"Tensor: expected numbers, got dtype {array.dtype}. Is the list ragged, or made of text?")
     return array
 
@@ -109,13 +100,14 @@ class Twin(NamedTuple):
 
     forward: Callable
     backward: Callable
-    unsupported: Callable | None = None         # the reason why a twin cannot take these inputs, or None
+    unsupported: Callable | None = None         # the reason why a twin cannot take these inputs, "" by rule, or None
 
 
 class _Mode(threading.local):
     recording = True                            # False inside no_grad
     kernels = True                              # False inside kernels(False)
     checking = False                            # True inside detect_anomaly
+    emulated = False                            # True inside emulated_gpu
 
 
 mode = _Mode()
@@ -130,6 +122,24 @@ def kernels(on: bool) -> Iterator[None]:
         yield
     finally:
         mode.kernels = before
+
+
+@contextmanager
+def emulated_gpu() -> Iterator[None]:
+    """Inside a `with` block NumPy arrays take the CUDA twins, whose kernels then run on the CPU, thread by thread.
+
+    It shows what a GPU would compute, thousands of times slower; g++ compiles the kernels at their first use.
+    """
+    before, mode.emulated = mode.emulated, True
+    try:
+        yield
+    finally:
+        mode.emulated = before
+
+
+def twins_for(array: Array, stem: str) -> ModuleType | None:
+    """The file of twins that computes with this array; None where there is none."""
+    return twins_in("cuda" if mode.emulated else device_of(array), stem)
 
 
 @cache
@@ -160,19 +170,26 @@ def twin(device: str, stem: str, name: str) -> Twin | None:
 
 
 def choose(forward: Callable, backward: Callable, arrays: list[Array], settings: dict[str, Any]) -> Twin:
-    """The device's twin if it takes these inputs, else the reference; float64 always takes the reference."""
-    reference = Twin(forward, backward)
+    """The device's twin if it takes these inputs, else the reference; float64 always takes the reference.
+
+    bfloat16 has twins on a GPU alone; a reference computes it in float32, unless it only moves numbers.
+    """
     given = [a for a in arrays if hasattr(a, "dtype")]
-    if not mode.kernels or "d" in [a.dtype.char for a in given]:
+    chars = [a.dtype.char for a in given]
+    device = "cuda" if mode.emulated else device_of(given[0])
+    half = "E" in chars
+    plain = not half or hasattr(forward, "moves") and "f" not in chars
+    reference = Twin(*(forward, backward) if plain else in_float32(forward, backward))
+    if not mode.kernels or "d" in chars or half and device == "cpu":
         return reference
-    fast = twin(device_of(given[0]), *_place_of(forward))
+    fast = twin(device, *_place_of(forward))
     if fast is None or fast.unsupported is None:
         return reference
     reason = fast.unsupported(*arrays, **settings)
     if reason is None:
         return fast
     name = _place_of(forward)[1]
-    if (name, reason) not in _told:
+    if reason and (name, reason) not in _told:                  # "" says that the reference is the better one here
         _told.add((name, reason))
         warnings.warn(f"{name}: {reason}; the slower reference runs instead", KernelFallback, stacklevel=4)
     return reference

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backend import Array, array_module, as_array, choose, device_of, mode
+from .devices import is_bfloat16, is_float, to_device, widened
 
 _numbers = count()
 
@@ -37,7 +38,7 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: got a Tensor. Use tensor.detach() for one without its history")
         self.data: Array = as_array(data)
-        if requires_grad and self.data.dtype.kind != "f":
+        if requires_grad and not is_float(self.data.dtype):
             raise TypeError(f"Tensor: only floats have gradients, got {self.data.dtype}. Convert with .astype(float)?")
         self.requires_grad, self.node = requires_grad, node
         self.grad: Array | None = None
@@ -74,8 +75,8 @@ class Tensor:
     __hash__ = object.__hash__
 
     def numpy(self) -> np.ndarray:
-        """The numbers as a NumPy array; from a GPU they are copied."""
-        return self.data.get() if device_of(self.data) == "cuda" else self.data
+        """The numbers as a NumPy array; from a GPU they are copied, and bfloat16 comes as float32."""
+        return widened(to_device(self.data, "cpu"))
 
     def item(self) -> float | int:
         """The one number of a tensor of size 1, as a Python number."""
@@ -227,21 +228,22 @@ def apply(forward: Callable, backward: Callable, *inputs: Any, **settings: Any) 
 def _alike(forward: Callable, inputs: tuple[Any, ...]) -> list[Any]:
     """The inputs' arrays, of one float dtype and on one device, or an error that says which differ.
 
-    A Tensor of integers beside floats takes their dtype; plain arrays of integers, as ids and targets are, stay.
+    A Tensor of integers beside floats takes their dtype; plain arrays of integers, as ids and targets are, stay. float32, as
+    parameters are, may stand beside bfloat16.
     """
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     given = [a for a in arrays if hasattr(a, "dtype")]
     if len({(device_of(a), a.dtype) for a in given}) == 1:                  # so it is nearly always
         return arrays
-    floats = {a.dtype for a in given if a.dtype.kind == "f"}
-    if len(floats) > 1:
+    floats = {a.dtype for a in given if is_float(a.dtype)}
+    if len(floats) > 1 and not all(dtype == np.float32 or is_bfloat16(dtype) for dtype in floats):
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must share one float dtype, got "
                         f"{' and '.join(sorted(map(str, floats)))}. Convert one with array.astype(...)")
     devices = {device_of(a) for a in given}
     if len(devices) > 1:
         raise TypeError(f"{forward.__name__.removesuffix('_forward')}: inputs must be on one device, got "
                         f"{' and '.join(sorted(devices))}")
-    return [a.astype(*floats) if floats and isinstance(t, Tensor) and a.dtype.kind in "iu" else a
+    return [a.astype(min(floats, key=is_bfloat16)) if floats and isinstance(t, Tensor) and a.dtype.kind in "iu" else a
             for t, a in zip(inputs, arrays, strict=True)]
 
 
@@ -283,11 +285,12 @@ def detect_anomaly() -> Iterator[None]:
 def _check_finite(what: str, inputs: Iterable[Any], results: Iterable[Array | None]) -> None:
     """Raises where a result holds NaN or infinity, and says whether an input did already."""
     for result in results:
-        if result is None or result.dtype.kind != "f":
+        if result is None or not is_float(result.dtype):
             continue
+        result = widened(result)
         wrong = result.size - int(array_module(result).isfinite(result).sum())
         if wrong:
-            floats = [a for a in inputs if hasattr(a, "dtype") and a.dtype.kind == "f"]
+            floats = [widened(a) for a in inputs if hasattr(a, "dtype") and is_float(a.dtype)]
             came = all(bool(array_module(a).isfinite(a).all()) for a in floats)
             raise FloatingPointError(f"{what}: made {wrong:,} of {result.size:,} numbers NaN or infinite, from inputs that "
                                      f"{'were finite' if came else 'held NaN or infinity already'}")

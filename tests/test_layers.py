@@ -13,8 +13,9 @@ import minitune
 
 ROOT = Path(minitune.__file__).parent
 # Who may import whom: only what stands in an earlier line, or a part of the same folder.
-ORDER = [{"cores"}, {"backend"}, {"tensor"}, {"ops"}, {"gradcheck", "operators", "show"}, {"nn"}, {"formats"},
+ORDER = [{"cores", "devices"}, {"backend"}, {"tensor"}, {"ops"}, {"gradcheck", "operators", "show"}, {"nn"}, {"formats"},
          {"optim", "data"}, {"models"}, {"tune"}, {"train"}, {"experiments"}, {"cli"}]
+COMMON = ["backend", "cores", "devices"]        # what twins may import beside files of their device
 FILES = sorted(ROOT.rglob("*.py"))
 TRAINING_STEP = """
 import numpy as np, minitune as mt
@@ -68,17 +69,17 @@ def test_imports_go_one_way(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if part_of(f) == "twins"],
                          ids=lambda file: str(file.relative_to(ROOT)))
-def test_twins_import_cores_backend_and_files_of_their_own_device_only(file):
+def test_twins_import_cores_devices_backend_and_files_of_their_own_device_only(file):
     device = "minitune." + ".".join(file.relative_to(ROOT).parts[:-1])
     for name in imports_of(file):
-        assert not name.startswith("minitune") or name.startswith(("minitune.backend", "minitune.cores", device))
+        assert not name.startswith("minitune.") or name.startswith((*(f"minitune.{part}" for part in COMMON), device))
 
 
-def test_only_backend_reaches_for_twins_and_for_cupy():
-    assert ROOT / "backend.py" in FILES and "cupy" in names_imported_by_text(ROOT / "backend.py")
+def test_only_backend_reaches_for_twins_and_only_devices_for_cupy():
+    assert ROOT / "devices.py" in FILES and "cupy" in names_imported_by_text(ROOT / "devices.py")
     for file in FILES:
         imported = imports_of(file)
-        if file != ROOT / "backend.py":
+        if file != ROOT / "devices.py":
             assert not any(name.split(".")[0] == "cupy" for name in imported | names_imported_by_text(file)), file
             assert 'import_module("cupy")' not in file.read_text(encoding="utf-8"), file
         if part_of(file) != "twins":

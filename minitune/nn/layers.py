@@ -29,14 +29,15 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """A row of weight (V, C) for every id."""
+    """A row of weight (V, C) for every id, in the dtype of the model's activations."""
 
     def __init__(self, rows: int, channels: int, std: float = 0.02) -> None:
         self.weight = normal((rows, channels), std)
 
     def forward(self, ids: Array) -> Tensor:
         """ids (...) integers -> (..., C)"""
-        return ops.embedding(self.weight, ids)
+        x = ops.embedding(self.weight, ids)
+        return x if self.dtype is None else ops.cast(x, self.dtype)
 
     def effective_weight(self) -> Tensor:
         """The (V, C) table, which a tied head multiplies with."""

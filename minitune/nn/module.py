@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-from ..backend import Array, array_module
+import numpy as np
+
+from ..backend import Array, array_module, device_of
+from ..devices import float_dtype, to_device
 from ..tensor import no_grad
 from .parameter import Parameter
 
@@ -20,6 +23,7 @@ class Module:
     """
 
     training: bool = True
+    dtype: np.dtype | None = None               # of the activations where `to` set it; None: that of the parameters
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:
         return self.forward(*inputs, **settings)        # type: ignore[attr-defined]
@@ -79,6 +83,27 @@ class Module:
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self
+
+    def to(self, device: str | None = None, dtype: Any = None) -> Any:
+        """Moves every parameter to "cpu" or "cuda" and makes "float32", "bfloat16" or "float64" the dtype of activations.
+
+        Beside bfloat16 the parameters stay float32, and so do their gradients: what an optimizer adds up over thousands of
+        steps is never rounded to three digits. Returns the module.
+        Raises RuntimeError where there is no GPU, ValueError for another device or dtype.
+        """
+        dtype = None if dtype is None else float_dtype(dtype)
+        for p in self.parameters():
+            data = p.data if dtype is None else p.data.astype(np.float64 if dtype == np.float64 else np.float32, copy=False)
+            p.data, p.grad = data if device is None else to_device(data, device), None
+        if dtype is not None:
+            for module in self.modules():
+                module.dtype = dtype
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where the parameters are, "cpu" or "cuda"."""
+        return next((device_of(p.data) for p in self.parameters()), "cpu")
 
     def zero_grad(self) -> None:
         """Drops every gradient."""

@@ -10,7 +10,7 @@ from math import sqrt
 from typing import Any
 
 from .. import ops
-from ..backend import Array, device_of, mode, twins_in
+from ..backend import Array, mode, twins_for
 from ..ops.checks import check_int
 from ..tensor import Tensor
 from .cache import KVCache
@@ -116,7 +116,7 @@ class TransformerBlock(Module):
         plain = plain and self.mlp.approximate == "tanh"
         if not plain or not mode.kernels or mode.recording or mode.checking or self.dropout.p and self.training:
             return None
-        twin = twins_in(device_of(x.data), "transformer")
+        twin = twins_for(x.data, "transformer")
         weights = [(layer.weight.data, layer.bias.data) for layer in layers if layer.bias is not None]
         if twin is None or len(weights) < len(layers) or not twin.next_token_fits(x.data, weights):
             return None

@@ -1,6 +1,7 @@
 """The mathematics: every operation as a public function, its forward and its backward, side by side."""
 
 from .attention import attention
+from .cast import cast
 from .conv2d import conv2d
 from .cross_entropy import IGNORE, binary_cross_entropy, cross_entropy
 from .dropout import dropout
@@ -20,7 +21,7 @@ from .shapes import concat, getitem, reshape, split, transpose
 from .softmax import softmax
 from .swiglu import swiglu
 
-__all__ = ["IGNORE", "add", "attention", "avg_pool2d", "binary_cross_entropy", "concat", "conv2d", "cross_entropy", "div",
-           "dropout", "embedding", "exp", "gelu", "getitem", "layer_norm", "linear", "linear_cross_entropy", "log",
+__all__ = ["IGNORE", "add", "attention", "avg_pool2d", "binary_cross_entropy", "cast", "concat", "conv2d", "cross_entropy",
+           "div", "dropout", "embedding", "exp", "gelu", "getitem", "layer_norm", "linear", "linear_cross_entropy", "log",
            "lora_linear", "lstm", "matmul", "max", "max_pool2d", "mean", "mul", "neg", "pow", "relu", "reshape", "rms_norm",
            "rope", "sigmoid", "softmax", "split", "sqrt", "sub", "sum", "swiglu", "tanh", "transpose"]

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from ..backend import array_module
+from ..devices import moves
 from ..tensor import Tensor, apply
 
 
@@ -25,6 +26,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
     return apply(reshape_forward, reshape_backward, x, shape=lengths)
 
 
+@moves
 def reshape_forward(x, *, shape, needs):
     return x.reshape(shape), (x.shape,)
 
@@ -42,6 +44,7 @@ def transpose(x: Tensor, *axes: Any) -> Tensor:
     return apply(transpose_forward, transpose_backward, x, axes=tuple(a % x.ndim for a in order))
 
 
+@moves
 def transpose_forward(x, *, axes, needs):
     return x.transpose(axes), (axes,)
 
@@ -91,6 +94,7 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return apply(concat_forward, concat_backward, *tensors, axis=axis)
 
 
+@moves
 def concat_forward(*arrays, axis, needs):
     return array_module(arrays[0]).concatenate(arrays, axis), ([a.shape[axis] for a in arrays], axis)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, device_of, mode, twins_in
+from ..backend import Array, array_module, mode, twins_for
 from ..nn import Module, Parameter
 
 
@@ -178,4 +178,4 @@ def _sum_of_squares(grad: Array) -> float:
 def _twin(*arrays: Array) -> Any:
     """The compiled twins of this file, if they take these arrays."""
     fit = mode.kernels and all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
-    return twins_in(device_of(arrays[0]), "optimizers") if fit else None
+    return twins_for(arrays[0], "optimizers") if fit else None

@@ -2,6 +2,7 @@
 
 import ast
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from cases import CASES, calls_of, check_contract
 
 import minitune as mt
-from minitune import backend
+from minitune import backend, devices
+from minitune.twins.cuda import emulation
 
 TWINS = Path(mt.__file__).parent / "twins"
 # A float32 result is off by a few roundings (6e-8 of the largest number that went into it) for each of up to a few
@@ -26,9 +28,10 @@ def twins_on_disk() -> list[tuple[str, str, str]]:
 
 
 def calls_for(device: str, stem: str, name: str):
-    """(twin, its calls in float32 on the device, the same calls in float64), or a skip with its reason."""
-    if device == "cuda":
-        pytest.importorskip("cupy", reason="CUDA twins need CuPy and a GPU")
+    """(twin, its calls in float32, the same calls in float64), or a skip with its reason. CUDA's run where `on_device` puts
+    them: on a GPU, or else on the emulation."""
+    if device == "cuda" and not gpu() and emulation.compiler() is None:
+        pytest.skip("CUDA twins need a GPU, or g++ for the emulation")
     fast = backend.twin(device, stem, name)
     if fast is None:
         pytest.skip(f"the compiler of {device} twins is not installed")
@@ -36,16 +39,25 @@ def calls_for(device: str, stem: str, name: str):
              for single, double in zip(calls_of(case, np.float32), calls_of(case), strict=True)
              if (single.stem, single.name) == (stem, name)]
     assert pairs, f"the table holds no case of {name}"
-    on_device = backend.import_module("cupy").asarray if device == "cuda" else np.asarray
-    taken = [(single._replace(arrays=[on_device(a) if isinstance(a, np.ndarray) else a for a in single.arrays]), double)
-             for single, double in pairs]
+    taken = [(single._replace(arrays=[on_device(a, device) for a in single.arrays]), double) for single, double in pairs]
     taken = [(s, d) for s, d in taken if fast.unsupported(*s.arrays, **s.settings) is None]
+    if not taken and device == "cuda":
+        pytest.skip(f"the CUDA twin of {name} is for bfloat16 alone, which has tests of its own")
     assert taken, f"the {device} twin of {name} takes none of its cases"
     return fast, taken
 
 
+def gpu() -> bool:
+    """Whether there is a GPU that CuPy can use."""
+    return find_spec("cupy") is not None and import_module("cupy").cuda.is_available()
+
+
+def on_device(a, device):
+    return devices.to_device(a, device) if isinstance(a, np.ndarray) and device == "cuda" and gpu() else a
+
+
 def host(array):
-    return array.get() if backend.device_of(array) == "cuda" else array
+    return devices.to_device(array, "cpu")
 
 
 @pytest.mark.parametrize("twin", twins_on_disk(), ids="/".join)
@@ -66,15 +78,14 @@ def test_a_twin_agrees_with_the_reference_run_in_float64(twin):
             expected, expected_saved = double.forward(*double.arrays, **double.settings, needs=needs)
             np.testing.assert_allclose(host(y), expected, RTOL, ATOL)
             grad = np.asarray(np.random.default_rng(2).standard_normal(np.shape(expected)))
-            on_device = backend.array_module(y).asarray(grad.astype(np.float32))
-            got = fast.backward(on_device, *saved, needs=needs)
+            got = fast.backward(on_device(grad.astype(np.float32), twin[0]), *saved, needs=needs)
             for g, e in zip(got, double.backward(grad, *expected_saved, needs=needs), strict=True):
                 assert (g is None) == (e is None)
                 if g is not None:
                     np.testing.assert_allclose(host(g), e, RTOL, ATOL)
 
 
-@pytest.mark.parametrize("twin", [t for t in twins_on_disk() if t[0] == "cpu"], ids="/".join)
+@pytest.mark.parametrize("twin", [t for t in twins_on_disk() if t[0] == "cpu" or not gpu()], ids="/".join)
 def test_a_twin_keeps_the_contract(twin):
     fast, calls = calls_for(*twin)
     for single, _ in calls:
@@ -82,7 +93,7 @@ def test_a_twin_keeps_the_contract(twin):
             check_contract(fast.forward, fast.backward, single.arrays, single.settings, needs)
 
 
-@pytest.mark.parametrize("twin", [t for t in twins_on_disk() if t[0] == "cpu"], ids="/".join)
+@pytest.mark.parametrize("twin", [t for t in twins_on_disk() if t[0] == "cpu" or not gpu()], ids="/".join)
 def test_a_twin_lets_nan_through(twin):
     """A loss that went wrong must show it: spoil the first number of each float input, and what depends on it is NaN.
 

@@ -1,0 +1,195 @@
+"""Source and Kernel: how a kernel's text is found, compiled, checked against its arguments and started.
+
+A kernel runs on a GPU through CuPy or, for NumPy arrays, on the emulation (`emulation.py`), from the same text with the same
+checks. Each file kernels/<stem>.cu is compiled at first use, for bfloat16 and float32 apart; `common.cuh` is put into its text,
+since CuPy's own cache of compiled kernels would not see a change in an included file.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...devices import Array, array_module, device_of, is_bfloat16
+from . import emulation
+
+PACKAGE = Path(__file__).parents[2]
+NUMPY_TYPES = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u32": np.uint32, "u64": np.uint64}
+MOST_SHARED = 48 << 10          # bytes of dynamic shared memory that need no leave
+
+Sizes = tuple[int, ...]
+
+
+class Parameter(NamedTuple):
+    """One parameter of a kernel: `dims` names an array's axes and is None for a number; `optional` arrays may be None."""
+
+    name: str
+    kind: str
+    dims: tuple[str, ...] | None
+    optional: bool
+
+
+@cache
+def folder() -> Path:
+    """Where the kernels lie: beside the package in a checkout, inside it when it was installed from a wheel.
+
+    Raises ModuleNotFoundError where they are not there: operations then take their references.
+    """
+    for place in (PACKAGE / "kernels", PACKAGE.parent / "kernels"):
+        if (place / "common.cuh").exists():
+            return place
+    raise ModuleNotFoundError("minitune: the folder kernels/ is missing", name=f"{__package__}.kernels")
+
+
+class Source:
+    """One file of kernels and the kernels in it. `defines` are names that its text expects, such as the head size D."""
+
+    def __init__(self, stem: str) -> None:
+        self.stem = stem
+        self.kernels: dict[str, Kernel] = {}
+        self._functions: dict[Any, Any] = {}
+        folder()
+
+    def kernel(self, name: str, signature: str) -> Kernel:
+        """The kernel of this name. `signature` lists its parameters as `name:type[dims]`, see Kernel."""
+        self.kernels[name] = Kernel(self, name, signature)
+        return self.kernels[name]
+
+    def text(self, device: str = "cuda") -> str:
+        """The file, with what it includes from this folder put into it."""
+        text = (folder() / f"{self.stem}.cu").read_text(encoding="utf-8")
+        for name in ["common.cuh"] + (["emulate/cuda_cpu.h"] if device == "cpu" else []):
+            included = (folder() / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+            text = text.replace(f'#include "{name}"', included)
+        return text
+
+    def function(self, name: str, like: Array, defines: tuple[str, ...]) -> Any:
+        """The compiled kernel of a name, for the device of an array and these defines."""
+        device = device_of(like)
+        key = name, device, defines
+        if key not in self._functions:
+            if device == "cpu":
+                self._functions |= {(kernel.name, device, defines): function for kernel, function
+                                    in emulation.build(self.stem, self.text(device), list(self.kernels.values()), defines)}
+            else:
+                module = array_module(like).RawModule(code=self.text(), options=tuple(f"-D{name}" for name in defines))
+                self._functions |= {(kernel, device, defines): module.get_function(kernel) for kernel in self.kernels}
+        return self._functions[key]
+
+    def forget(self) -> None:
+        """Compiles anew at the next use: for a text that was changed."""
+        self._functions.clear()
+
+
+class Kernel:
+    """A kernel and its signature, for example "x:T[N,C] weight:f32[C] y:T[N,C] N:i32 C:i32 eps:f32".
+
+    T is the dtype of the activations, bfloat16 or float32, the same for all; "?" after an array allows None. Axes of one name
+    must agree, and a whole number of an axis' name is filled in from the arrays: callers leave it out. Arrays must be
+    contiguous, since a kernel sees an address alone.
+    """
+
+    def __init__(self, source: Source, name: str, signature: str) -> None:
+        self.source, self.name = source, name
+        self.parameters = [_parameter(part) for part in signature.split()]
+        axes = {axis for p in self.parameters for axis in p.dims or ()}
+        self.filled = {p.name for p in self.parameters if p.dims is None and p.name in axes}
+
+    def __call__(self, grid: int | Sizes, block: int | Sizes, *arguments: Any, shared: int = 0, **defines: int) -> None:
+        """Runs the kernel on grid x block threads with `shared` bytes of dynamic shared memory.
+
+        Raises TypeError and ValueError for arguments that do not fit the signature.
+        """
+        given = self._bound(arguments)
+        arrays = [a for p, a in zip(self.parameters, given, strict=True) if p.dims is not None and a is not None]
+        grid, block = _three(grid), _three(block)
+        if not prod(grid):                      # nothing to do, which CUDA calls an invalid configuration
+            return
+        activations = [a for p, a in zip(self.parameters, given, strict=True) if p.kind == "T" and a is not None]
+        half = bool(activations) and is_bfloat16(activations[0].dtype)
+        names = (*(["BF16"] if half else []), *(f"{name}={value}" for name, value in sorted(defines.items())))
+        function = self.source.function(self.name, arrays[0], names)
+        if device_of(arrays[0]) == "cpu":
+            emulation.run(self, function, grid, block, given, shared)
+            return
+        if shared > MOST_SHARED:
+            function.max_dynamic_shared_size_bytes = shared
+        function(grid, block, tuple(given), shared_mem=shared)
+
+    def _bound(self, arguments: tuple[Any, ...]) -> list[Any]:
+        """All arguments in order, with sizes filled in and numbers as the kernel's types: Python's have 8 bytes."""
+        rest, dtype = iter(arguments), None
+        given: list[Any] = []
+        sizes: dict[str, int] = {}
+        wanted = [p for p in self.parameters if p.name not in self.filled]
+        if len(wanted) != len(arguments):
+            raise TypeError(f"{self.name}: expected {len(wanted)} arguments, {', '.join(p.name for p in wanted)}, got "
+                            f"{len(arguments)}")
+        for p in self.parameters:
+            a = None if p.name in self.filled else next(rest)
+            if p.dims is not None and not (a is None and p.optional):
+                dtype = self._check(p, a, sizes, dtype)
+            given.append(a)
+        return [NUMPY_TYPES[p.kind](sizes[p.name] if p.name in self.filled else a) if p.dims is None else a
+                for p, a in zip(self.parameters, given, strict=True)]
+
+    def _check(self, p: Parameter, a: Any, sizes: dict[str, int], dtype: Any) -> Any:
+        """Raises unless array `a` is what parameter p asks for; returns the dtype of the activations, once it is known."""
+        assert p.dims is not None
+        if not hasattr(a, "dtype") or not hasattr(a, "shape"):
+            raise TypeError(f"{self.name}: {p.name} must be an array, got {type(a).__name__}")
+        expected = NUMPY_TYPES[p.kind] if p.kind != "T" else dtype or a.dtype
+        if a.dtype != expected or p.kind == "T" and a.dtype != np.float32 and not is_bfloat16(a.dtype):
+            wanted = "bfloat16 or float32" if p.kind == "T" and dtype is None else np.dtype(expected).name
+            raise TypeError(f"{self.name}: {p.name} must be {wanted}, got {a.dtype}")
+        shape = tuple(sizes.setdefault(axis, length) for axis, length in zip(p.dims, a.shape, strict=False))
+        if len(p.dims) != a.ndim or a.shape != shape:
+            letters = ", ".join(f"{axis} = {sizes[axis]}" if axis in sizes else axis for axis in p.dims)
+            raise ValueError(f"{self.name}: {p.name} must be ({letters}), got {a.shape}")
+        if not a.flags.c_contiguous:
+            raise ValueError(f"{self.name}: {p.name} must be contiguous, its strides are {a.strides}")
+        return a.dtype if p.kind == "T" else dtype
+
+
+def _parameter(text: str) -> Parameter:
+    parts = re.fullmatch(r"(\w+):(\w+)(?:\[([\w,]*)\])?(\?)?", text)
+    if parts is None or parts[2] not in emulation.C_TYPES:
+        raise ValueError(f"kernel signature: expected name:type or name:type[dims], got {text!r}")
+    dims = None if parts[3] is None else tuple(axis for axis in parts[3].split(",") if axis)
+    return Parameter(parts[1], parts[2], dims, bool(parts[4]))
+
+
+def _three(sizes: int | Sizes) -> tuple[int, int, int]:
+    x, y, z = (*((sizes,) if isinstance(sizes, int) else sizes), 1, 1)[:3]
+    return x, y, z
+
+
+def empty(shape: int | Sizes, dtype: Any, like: Array) -> Array:
+    """An array to be written on the device of `like`. The emulation fills it with NaN, so that what is left out shows."""
+    array = array_module(like).empty(shape, dtype)
+    if device_of(like) == "cpu":
+        array.reshape(-1).view(np.uint8)[...] = 0xFF
+    return array
+
+
+def ceil_div(count: int, by: int) -> int:
+    """The number of parts of at most `by` that hold `count`."""
+    return -(-count // by)
+
+
+def rows_of(x: Array) -> Array:
+    """x (..., C) as (N, C), contiguous."""
+    return array_module(x).ascontiguousarray(x).reshape(prod(x.shape[:-1]), x.shape[-1])
+
+
+def not_for_a_gpu(*arrays: Array | None) -> str | None:
+    """The reason why these are not for a CUDA twin, if one is neither bfloat16 nor float32."""
+    for a in arrays:
+        if a is not None and a.dtype != np.float32 and not is_bfloat16(a.dtype):
+            return f"the CUDA twin takes bfloat16 and float32, got {a.dtype}"
+    return None

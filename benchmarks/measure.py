@@ -25,8 +25,9 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
+PAGE, GPU_PAGE = ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md"
 PACKAGES = ("minitune", "numpy", "numba", "torch", "transformers", "peft", "jax")
+GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "ml_dtypes", "triton")
 Row = dict[str, Any]
 R, LORA_ALPHA, RATE = 8, 16, 1e-4               # of every arm alike
 
@@ -56,6 +57,8 @@ class Size:
 
 SIZES = {"S": Size(1024, 128, 4, 4, 128, 16), "M": Size(8192, 256, 6, 8, 128, 16), "L": Size(8192, 512, 8, 8, 256, 4),
          "tiny": Size(64, 16, 2, 2, 8, 4)}
+GPU_SIZES = {"124M": Size(50257, 768, 12, 12, 1024, 32), "124M short": Size(50257, 768, 12, 12, 128, 8),
+             "355M": Size(50257, 1024, 24, 16, 512, 8), "tiny": Size(67, 64, 1, 2, 8, 2)}     # GPT-2, GPT-2 medium
 
 
 def tokens(size: Size) -> Any:
@@ -66,7 +69,7 @@ def tokens(size: Size) -> Any:
 
 # ---- Processes -----------------------------------------------------------------------------------------------------
 
-def parser_of(script: str, docstring: str) -> argparse.ArgumentParser:
+def parser_of(script: str, docstring: str, page: Path = PAGE) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=docstring.splitlines()[0])
     results = ROOT / "benchmarks" / "results" / f"{Path(script).stem}.json"
@@ -74,7 +77,7 @@ def parser_of(script: str, docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: only to see that everything runs")
     parser.add_argument("--json", type=Path, nargs="?", const=results, metavar="FILE",
                         help=f"write all that was measured to FILE (default: benchmarks/results/{results.name})")
-    parser.add_argument("--page", action="store_true", help="write the tables into docs/performance.md")
+    parser.add_argument("--page", action="store_true", help=f"write the tables into docs/{page.name}")
     return parser
 
 
@@ -94,11 +97,17 @@ def start(main: Callable[[], None], measure_arm: Callable[..., Row]) -> None:
         main()
 
 
-def run_child(script: str, arm: Row) -> Row:
-    """What a fresh process measures of an arm, or {"error": the last line that it wrote}."""
+def run_child(script: str, arm: Row, limit: float | None = None) -> Row:
+    """What a fresh process measures of an arm, or {"error": the last line that it wrote}; it is ended after `limit` seconds."""
     environment = {name: value for name, value in os.environ.items() if name not in DROPPED}
-    done = subprocess.run([sys.executable, script, "--child", json.dumps(arm)], env=environment, capture_output=True, text=True)
+    try:
+        done = subprocess.run([sys.executable, script, "--child", json.dumps(arm)], env=environment, capture_output=True,
+                              text=True, timeout=limit)
+    except subprocess.TimeoutExpired as late:
+        print((late.stderr or b"").decode(), file=sys.stderr)
+        return {"error": f"ended after {limit:.0f} s without a result"}
     if done.returncode:
+        print(done.stderr, file=sys.stderr)
         return {"error": (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -187,6 +196,67 @@ def threads_of() -> int | None:
     return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=None)
 
 
+# ---- A GPU ---------------------------------------------------------------------------------------------------------
+
+def no_gpu() -> str | None:
+    """Why nothing can be measured on a GPU here, in one line; None where CuPy finds one. It takes no memory there."""
+    try:
+        cupy = import_module("cupy")
+    except ImportError:
+        return "no GPU is measured: CuPy is not installed (pip install minitune[cuda13] or minitune[cuda12])"
+    return None if cupy.cuda.is_available() else "no GPU is measured: CuPy finds no GPU with a driver here"
+
+
+def gpu() -> Row:
+    """The card, its memory in MB of 2^20 bytes, and the versions of what computes on it."""
+    runtime = import_module("cupy").cuda.runtime
+    card = runtime.getDeviceProperties(0)
+    return {"card": card["name"].decode(), "card_mb": card["totalGlobalMem"] / 2**20, "driver": runtime.driverGetVersion(),
+            "runtime": runtime.runtimeGetVersion(), "gpu_versions": versions(GPU_PACKAGES)}
+
+
+def gpu_bounds() -> Row:
+    """What this card does at best, measured: bytes a second of a copy, read and written; operations a second of a product."""
+    import numpy as np
+    cupy, devices, twins = map(import_module, ("cupy", "minitune.devices", "minitune.twins.cuda.products"))
+    source, target = (cupy.ones(COPIED, cupy.float32) for _ in range(2))
+    numbers = np.resize(np.random.default_rng(0).standard_normal((1 << 20) + 1, np.float32), (SIDE, SIDE))
+    a, b = (cupy.asarray(x).astype(devices.float_dtype("bfloat16")) for x in (numbers, numbers.T))
+    calls = {"copy": lambda: cupy.copyto(target, source), "product": lambda: twins.product(a, b)}
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        left, right = (torch.tensor(x).to("cuda", torch.bfloat16) for x in (numbers, numbers.T.copy()))
+        calls["product, PyTorch"] = lambda: left @ right
+    seconds = {name: min(device_ms(call, 10)) / 1000 for name, call in calls.items()}
+    products = [s for name, s in seconds.items() if name != "copy"]
+    return {"bytes_a_second": 2 * source.nbytes / seconds["copy"], "flops_a_second": 2 * SIDE**3 / min(products)}
+
+
+COPIED, SIDE = 1 << 29, 8192                    # numbers of a copy (2 GB), rows and columns of a product
+SPIN = """extern "C" __global__ void spin(long long cycles) { long long end = clock64() + cycles; while (clock64() < end); }"""
+
+
+def device_ms(call: Callable[[], Any], repeats: int) -> list[float]:
+    """Milliseconds that the GPU takes for each of `repeats` calls after three that warm up, between events on its stream.
+
+    A kernel that waits for some 20 ms goes first, so that calls stand in the queue when their turn comes and no launch is
+    part of the time; 256 MB are written before each, so that no input is still in the cache.
+    """
+    cupy = import_module("cupy")
+    for _ in range(3):
+        call()
+    others = cupy.empty(256 << 20, cupy.uint8)
+    events = [(cupy.cuda.Event(), cupy.cuda.Event()) for _ in range(repeats)]
+    cupy.RawKernel(SPIN, "spin")((1,), (1,), (cupy.int64(40_000_000),))
+    for before, after in events:
+        others.fill(0)
+        before.record()
+        call()
+        after.record()
+    events[-1][1].synchronize()
+    return [cupy.cuda.get_elapsed_time(before, after) for before, after in events]
+
+
 # ---- Results -------------------------------------------------------------------------------------------------------
 
 def spread(values: Iterable[float]) -> tuple[float, float, float]:
@@ -231,10 +301,10 @@ def machine() -> Row:
             "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])}
 
 
-def versions() -> dict[str, str]:
+def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
     """{package: version} of those that are installed."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

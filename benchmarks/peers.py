@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from measure import LORA_ALPHA, RATE, R, Size, tokens
 from torch import nn
 
-Step = Callable[[], float]
+Step = Callable[[], Any]                # gives the loss: a float, or a tensor that waits on a GPU
 
 
 class LoRALinear(nn.Module):
@@ -69,6 +69,11 @@ def torch_gpt(size: Size, mode: str) -> GPT:
     model = GPT(size)
     for embedding in (model.token_embedding, model.position_embedding):
         nn.init.normal_(embedding.weight, std=0.02)
+    return prepared(model, mode)
+
+
+def prepared(model: GPT, mode: str) -> GPT:
+    """The model, ready for what the mode trains."""
     if mode == "lora":
         model.requires_grad_(False)
         for block in model.blocks:
@@ -90,16 +95,17 @@ def copy_weights(source: Any, target: GPT) -> None:
     target.load_state_dict(state)
 
 
-def torch_step(model: nn.Module, size: Size, compiled: bool = False, bf16: bool = False) -> Step:
+def torch_step(model: nn.Module, size: Size, compiled: bool = False, bf16: bool = False, device: str = "cpu") -> Step:
     """A step of the plain GPT on the benchmark's tokens."""
-    ids = torch.tensor(tokens(size))
+    ids = torch.tensor(tokens(size), device=device)
     x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     run = torch.compile(model, dynamic=False) if compiled else model        # else the second size it sees gets slower code
-    return stepping(lambda: run(x, y), model.parameters(), bf16)
+    return stepping(lambda: run(x, y), model.to(device).parameters(), bf16, device)
 
 
-def hugging_face_step(size: Size, mode: str) -> Step:
-    """A step of transformers' GPT-2, by PEFT where the mode is "lora". Its loss shifts the labels itself."""
+def hugging_face_step(size: Size, mode: str, bf16: bool = False, device: str = "cpu", source: Any = None) -> Step:
+    """A step of transformers' GPT-2, by PEFT where the mode is "lora", with the weights of a minitune model where one is given.
+    Its loss shifts the labels itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")         # what other libraries deprecate is not ours to mend
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -108,14 +114,18 @@ def hugging_face_step(size: Size, mode: str) -> Step:
                             bos_token_id=None, eos_token_id=None)
         torch.manual_seed(0)
         model = GPT2LMHeadModel(config).train()
+        if source is not None:
+            given = {name: torch.tensor(array) for name, array in source.to_hugging_face()[1].items()}
+            missing, unknown = model.load_state_dict(given, strict=False)
+            assert not unknown and set(missing) <= {"lm_head.weight"}, (missing, unknown)
         if mode == "lora":
             from peft import LoraConfig, get_peft_model
             model = get_peft_model(model, LoraConfig(r=R, lora_alpha=LORA_ALPHA, target_modules=["c_attn", "c_proj", "c_fc"],
                                                      fan_in_fan_out=True, task_type="CAUSAL_LM"))
     if mode == "last":
         train_only(model, [model.transformer.h[-1], model.transformer.ln_f])
-    x = torch.tensor(tokens(size))[:, :-1].contiguous()
-    return stepping(lambda: model(input_ids=x, labels=x).loss, model.parameters())
+    x = torch.tensor(tokens(size), device=device)[:, :-1].contiguous()
+    return stepping(lambda: model(input_ids=x, labels=x).loss, model.to(device).parameters(), bf16, device)
 
 
 def train_only(model: nn.Module, parts: list[nn.Module]) -> None:
@@ -125,18 +135,19 @@ def train_only(model: nn.Module, parts: list[nn.Module]) -> None:
         part.requires_grad_(True)
 
 
-def stepping(loss_of: Callable[[], torch.Tensor], parameters: Iterable[nn.Parameter], bf16: bool = False) -> Step:
-    """Forward, backward, clipping at norm 1, fused AdamW."""
+def stepping(loss_of: Callable[[], torch.Tensor], parameters: Iterable[nn.Parameter], bf16: bool = False,
+             device: str = "cpu") -> Step:
+    """Forward, backward, clipping at norm 1, fused AdamW. On a GPU nothing waits for the loss, which stays there."""
     trained = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
 
-    def step() -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    def step() -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
             loss = loss_of()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.item() if device == "cpu" else loss.detach()
 
     return step

@@ -48,6 +48,23 @@ __device__ __forceinline__ real to_real(float x) { return x; }
 #define PACK (16 / (int)sizeof(real))
 struct __align__(16) Pack { real at[PACK]; };
 
+// PACK numbers from x[i] on, 0 where i reaches N: one instruction where the address allows it.
+__device__ __forceinline__ Pack load_pack(const real* x, long long i, long long N) {
+    if (i + PACK <= N && (unsigned long long)(x + i) % 16 == 0) return *(const Pack*)(x + i);
+    Pack p;
+    for (int k = 0; k < PACK; k++) p.at[k] = i + k < N ? x[i + k] : to_real(0);
+    return p;
+}
+
+__device__ __forceinline__ void store_pack(real* y, long long i, long long N, const Pack& p) {
+    if (i + PACK <= N && (unsigned long long)(y + i) % 16 == 0) *(Pack*)(y + i) = p;
+    else
+        for (int k = 0; k < PACK; k++)
+            if (i + k < N) y[i + k] = p.at[k];
+}
+
+__device__ __forceinline__ long long first_of_thread() { return ((long long)blockIdx.x * blockDim.x + threadIdx.x) * PACK; }
+
 // ---- Sums and maxima over threads ------------------------------------------------------------------------------------
 // Always in the same order, so two runs give the same bits. Every thread gets the result.
 
@@ -90,7 +107,7 @@ __device__ __forceinline__ void mma(float* d, const unsigned* a, const unsigned*
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-    emulated::mma(d, a, b);
+    emulated::mma(d, a, b, HERE);
 #endif
 }
 

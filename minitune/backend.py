@@ -19,14 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cores import share
+from .cores import multiply
 from .devices import Array as Array
 from .devices import array_module as array_module
 from .devices import device_of, in_float32, is_bfloat16
-
-WORTH = 1 << 20     # multiplications that take a core longer than waking it,
-READ = 4            # and to how many of them reading one number of a matrix compares
-
 
 # ---- Arrays ------------------------------------------------------------------------------------------------------
 
@@ -51,27 +47,14 @@ def as_array(data: Any) -> Array:
 def matmul(a: Array, b: Array) -> Array:
     """a @ b: the one entry for matrix products, on a CPU shared out between cores. a (..., M, K), b (..., K, N) -> (..., M, N)
 
-    A stack of matrices times one matrix becomes a single large product, which BLAS runs several times faster. Of two stacks
-    no product is cut: the cores divide the longest axis of the stack, so the result is the same on any number of them.
+    A stack of matrices times one matrix becomes a single large product, which BLAS runs several times faster.
     """
     if b.ndim == 2 and a.ndim > 2:
         return matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
     alike = a.shape[:-2] == b.shape[:-2] and a.dtype == b.dtype and a.dtype.kind == "f"
     if device_of(a) == "cuda" or a.ndim < 2 or b.ndim < 2 or not alike:
         return a @ b
-    *stack, M, K = a.shape
-    N, longest = b.shape[-1], max(stack, default=1)
-    y = np.empty((*a.shape[:-1], N), a.dtype)
-    work = max(1, y.size * K + READ * (a.size + b.size))
-    if longest > 1:
-        before = (slice(None),) * stack.index(longest)
-        share(lambda start, stop: np.matmul(a[at := (*before, slice(start, stop))], b[at], out=y[at]), longest,
-              WORTH * longest // work)
-    elif M >= N:
-        share(lambda start, stop: np.matmul(a[..., start:stop, :], b, out=y[..., start:stop, :]), M, WORTH * M // work)
-    else:
-        share(lambda start, stop: np.matmul(a, b[..., start:stop], out=y[..., start:stop]), N, WORTH * N // work)
-    return y
+    return multiply(a, b)
 
 
 @cache

@@ -14,10 +14,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+
 Work = Callable[[int, int], Any]        # work(start, stop): the part start .. stop - 1 of what is shared
+PARTS = 64                              # into so many what is shared together is cut
 
 
 def share(work: Work, count: int, least: int = 1) -> None:
@@ -56,10 +60,62 @@ def share(work: Work, count: int, least: int = 1) -> None:
         raise failed
 
 
+def share_together(works: list[tuple[Work, int]], least: int = 1) -> None:
+    """Several (work, count) that do not wait for each other: each core does its part of all of them, and is woken once.
+
+    `least` counts 64ths of the whole.
+    """
+    def part(start: int, stop: int) -> None:
+        for work, count in works:
+            work(count * start // PARTS, count * stop // PARTS)
+
+    share(part, PARTS, least)
+
+
 def cores() -> int:
     """How many threads share the work."""
     with sharing() as count:
         return count
+
+
+# ---- Products ----------------------------------------------------------------------------------------------------
+
+WORTH = 1 << 20     # multiplications that take a core longer than waking it,
+READ = 4            # and to how many of them reading one number of a matrix compares
+
+
+def multiply(a: Any, b: Any) -> Any:
+    """a @ b for matrices, or stacks of equal shape: a (..., M, K), b (..., K, N) -> (..., M, N), of a's dtype.
+
+    Of two stacks no product is cut: the cores divide the longest axis of the stack, so the result is the same on any number of
+    them.
+    """
+    stack, longest = a.shape[:-2], max(a.shape[:-2], default=1)
+    y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+    if longest > 1:
+        before, count = (slice(None),) * stack.index(longest), longest
+        work: Work = partial(_multiply_part, a, b, y, before)
+    else:
+        work, count = divided(a, b, y)
+    share(work, count, WORTH * count // multiplications(a, b))
+    return y
+
+
+def _multiply_part(a: Any, b: Any, y: Any, before: tuple[slice, ...], start: int, stop: int) -> None:
+    at = (*before, slice(start, stop))
+    np.matmul(a[at], b[at], out=y[at])
+
+
+def divided(a: Any, b: Any, y: Any) -> tuple[Work, int]:
+    """y = a @ b as (work, count) for `share`: its rows one by one or, if they are the fewer, its columns."""
+    if y.shape[-2] >= y.shape[-1]:
+        return lambda start, stop: np.matmul(a[..., start:stop, :], b, out=y[..., start:stop, :]), y.shape[-2]
+    return lambda start, stop: np.matmul(a, b[..., start:stop], out=y[..., start:stop]), y.shape[-1]
+
+
+def multiplications(a: Any, b: Any) -> int:
+    """How long a @ b takes a core, in multiplications."""
+    return max(1, a.size * b.shape[-1] + READ * (a.size + b.size))
 
 
 # ---- The team ----------------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def apply(forward: Callable, backward: Callable, *inputs: Any, **settings: Any) 
         _check_finite(f"{forward.__name__.removesuffix('_forward')}, forward", arrays, [result])
     else:
         result, saved = run.forward(*arrays, **settings, needs=needs)
-    if result.dtype == np.float64 and not any(getattr(a, "dtype", None) == np.float64 for a in arrays):
+    if result.dtype == np.float64 and np.float64 not in [settings.get("dtype"), *(getattr(a, "dtype", None) for a in arrays)]:
         result = result.astype(np.float32)      # NumPy makes float64 of integers alone; minitune makes float32
     if True not in needs:
         return Tensor(result)

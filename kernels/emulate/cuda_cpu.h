@@ -51,13 +51,14 @@ struct Thread {
     ucontext_t start;
     std::unique_ptr<char[]> stack{new char[STACK]};
     bool started, finished;
+    const char* waits;                          // where, for the message of a deadlock
     dim3 index;
     unsigned lane, warp;
 };
 
 struct Meeting {                                // a barrier of a block or of a warp
     unsigned members = 0, arrived = 0, round = 0;
-    int line = 0;
+    const char* place = "";
     bool left = false;                          // some member has ended
 };
 
@@ -90,11 +91,15 @@ inline void yield() {
     if (!_setjmp(state.current->here)) leave();
 }
 
+inline std::string named(const char* what, const dim3& at) {
+    return std::string(what) + " (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
+}
+
+inline std::string name_of(const Thread& thread) { return named("thread", thread.index); }
+inline std::string block_name() { return named("block", state.block_index); }
+
 [[noreturn]] inline void fail(const std::string& what) {
-    const dim3 &b = state.block_index, &t = state.current->index;
-    char place[160];
-    snprintf(place, sizeof place, "block (%u, %u, %u), thread (%u, %u, %u): ", b.x, b.y, b.z, t.x, t.y, t.z);
-    if (state.error.empty()) state.error = place + what;
+    if (state.error.empty()) state.error = block_name() + ", " + name_of(*state.current) + ": " + what;
     leave();
 }
 
@@ -105,11 +110,14 @@ inline void open_if_complete(Meeting& meeting) {
     }
 }
 
-inline void meet(Meeting& meeting, int line, const char* name) {
+// Members that ended are no threads to wait for, but no GPU promises that: it is an error.
+inline void meet(Meeting& meeting, const char* place, const char* name) {
     state.steps++;
-    if (meeting.arrived && meeting.line != line)
-        fail(std::string(name) + " in line " + std::to_string(line) + " while others wait in line " + std::to_string(meeting.line));
-    meeting.line = line;
+    state.current->waits = place;
+    if (meeting.left) fail(std::string(name) + " in " + place + ", which others have left");
+    if (meeting.arrived && meeting.place != place && strcmp(meeting.place, place))
+        fail(std::string(name) + " in " + place + " while others wait in " + meeting.place);
+    meeting.place = place;
     meeting.arrived++;
     unsigned round = meeting.round;
     open_if_complete(meeting);
@@ -118,9 +126,9 @@ inline void meet(Meeting& meeting, int line, const char* name) {
 }
 
 inline void part(Meeting& meeting) {
+    if (meeting.arrived) fail(std::string("ends while others wait in ") + meeting.place);
     meeting.members--;
     meeting.left = true;
-    open_if_complete(meeting);
 }
 
 inline void run_thread() {
@@ -155,11 +163,35 @@ inline void put_in_order(std::vector<unsigned>& numbers, Order order) {
     }
 }
 
+// The first thread that waits, and the first that waits elsewhere.
+inline std::string who_waits() {
+    std::string names;
+    const char* place = "";
+    for (unsigned i = 0, named = 0; i < state.block_size.x * state.block_size.y * state.block_size.z && named < 2; i++) {
+        const Thread& thread = state.threads[i];
+        if (thread.finished || !strcmp(thread.waits, place)) continue;
+        names += (named++ ? ", " : "") + name_of(thread) + " waits in " + (place = thread.waits);
+    }
+    return names;
+}
+
+// Shared memory holds NaN when a block starts. The address sanitizer, which watches what lies between its arrays, need not watch this.
+#ifdef __SANITIZE_ADDRESS__
+__attribute__((no_sanitize("address")))
+#endif
+inline void spoil(char* place, char* end) {
+#ifdef __SANITIZE_ADDRESS__
+    for (volatile char* byte = place; byte != end; byte++) *byte = (char)0xff;
+#else
+    std::fill(place, end, (char)0xff);                          // nothing where a file shares nothing
+#endif
+}
+
 inline void run_block(size_t dynamic_bytes, Order order) {
     const dim3& size = state.block_size;
     unsigned count = size.x * size.y * size.z;
-    memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
-    memset(state.dynamic.get(), 0xff, dynamic_bytes);
+    spoil(__start_emulated_shared, __stop_emulated_shared);
+    spoil(state.dynamic.get(), state.dynamic.get() + dynamic_bytes);
     state.block = Meeting();
     state.block.members = count;
     state.warps.assign((count + LANES - 1) / LANES, Warp());
@@ -176,8 +208,7 @@ inline void run_block(size_t dynamic_bytes, Order order) {
         put_in_order(state.order, order);
         for (unsigned i : state.order)
             if (!state.threads[i].finished && state.error.empty()) go_on(state.threads[i]);
-        if (state.steps == before && state.error.empty())
-            state.error = "deadlock: threads wait in line " + std::to_string(state.block.line) + " for others that wait elsewhere";
+        if (state.steps == before && state.error.empty()) state.error = block_name() + ": deadlock: " + who_waits();
     }
 }
 
@@ -206,19 +237,19 @@ const char* launch(const unsigned* sizes, size_t dynamic_bytes, int order, const
 // ---- Warps -----------------------------------------------------------------------------------------------------------
 
 // Waits until every lane of the warp has come here; returns which of the two places of an exchange is this turn's.
-inline unsigned meet_warp(int line) {
+inline unsigned meet_warp(const char* place) {
     Warp& warp = state.warps[state.current->warp];
-    if (warp.meeting.left || warp.meeting.members < LANES) fail("lanes work together in a warp that is not whole, in line " + std::to_string(line));
-    meet(warp.meeting, line, "a warp");
+    if (warp.meeting.members < LANES) fail(std::string("lanes work together in a warp that is not whole, in ") + place);
+    meet(warp.meeting, place, "a warp");
     return warp.turn[state.current->lane]++ % 2;
 }
 
 template <class T>
-T exchange(T value, unsigned source, int line) {
+T exchange(T value, unsigned source, const char* place) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
     Warp& warp = state.warps[state.current->warp];
     memcpy(&warp.value[warp.turn[state.current->lane] % 2][state.current->lane], &value, sizeof(T));
-    unsigned turn = meet_warp(line);
+    unsigned turn = meet_warp(place);
     T result;
     memcpy(&result, &warp.value[turn][source % LANES], sizeof(T));
     return result;
@@ -232,12 +263,12 @@ inline float half_of(unsigned both, int upper) {
 }
 
 // d += a b with the fragments of mma.m16n8k16: a lane holds four numbers of d, and gets those of a and b from the others.
-inline void mma(float* d, const unsigned* a, const unsigned* b) {
+inline void mma(float* d, const unsigned* a, const unsigned* b, const char* place) {
     Warp& warp = state.warps[state.current->warp];
     unsigned lane = state.current->lane, turn = warp.turn[lane] % 2;
     memcpy(warp.fragment[turn][lane], a, 16);
     memcpy(warp.fragment[turn][lane] + 4, b, 8);
-    meet_warp(-1);
+    meet_warp(place);
     for (int i = 0; i < 4; i++) {
         int row = lane / 4 + (i >= 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
         float sum = 0;
@@ -259,16 +290,19 @@ inline unsigned short bf16_bits(float x) {
 
 }  // namespace emulated
 
+#define TEXT_OF(number) #number
+#define LINE_TEXT(number) TEXT_OF(number)
+#define HERE (__FILE__ ":" LINE_TEXT(__LINE__))
 #define threadIdx (emulated::state.current->index)
 #define blockIdx (emulated::state.block_index)
 #define blockDim (emulated::state.block_size)
 #define gridDim (emulated::state.grid_size)
-#define __syncthreads() emulated::meet(emulated::state.block, __LINE__, "__syncthreads")
-#define __syncwarp() emulated::meet_warp(__LINE__)
-#define __shfl_sync(mask, value, source) emulated::exchange(value, source, __LINE__)
-#define __shfl_xor_sync(mask, value, other) emulated::exchange(value, emulated::state.current->lane ^ (other), __LINE__)
+#define __syncthreads() emulated::meet(emulated::state.block, HERE, "__syncthreads")
+#define __syncwarp() emulated::meet_warp(HERE)
+#define __shfl_sync(mask, value, source) emulated::exchange(value, source, HERE)
+#define __shfl_xor_sync(mask, value, other) emulated::exchange(value, emulated::state.current->lane ^ (other), HERE)
 #define __shfl_down_sync(mask, value, by) emulated::exchange(value, \
-    emulated::state.current->lane + (by) < 32 ? emulated::state.current->lane + (by) : emulated::state.current->lane, __LINE__)
+    emulated::state.current->lane + (by) < 32 ? emulated::state.current->lane + (by) : emulated::state.current->lane, HERE)
 
 // ---- Functions -------------------------------------------------------------------------------------------------------
 

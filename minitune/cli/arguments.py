@@ -51,6 +51,13 @@ def add_data(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     group.add_argument("--encoding", default="utf-8", metavar="NAME", help="of the files (default: utf-8)")
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device and --dtype: where the model computes, and in what."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: an NVIDIA GPU (default: cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations; bfloat16 is for GPUs, weights stay "
+                        "float32 (default: float32)")
+
+
 def read_data(options: Any) -> Dataset:
     """The data set that DATA names: what is on disk, else a set of that name."""
     name = options.data

@@ -17,7 +17,7 @@ from ..models import Classifier, from_pretrained
 from ..models.language_model import LanguageModel
 from ..show import training_curves
 from ..train import classification_metrics, evaluate, predict_proba
-from .arguments import add_data, read_data, show_data
+from .arguments import add_data, add_device, read_data, show_data
 from .run_folder import read_record
 
 
@@ -30,12 +30,13 @@ def add_command(commands: Any) -> None:
     add_data(parser, optional=True)
     parser.add_argument("--split", metavar="NAME", help="train, valid or test (default: test; of a single file every row)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: RUN/evaluation-SPLIT)")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: Any) -> None:
     """Reads, measures, prints, writes."""
-    model = from_pretrained(model_folder(options.model))
+    model = from_pretrained(model_folder(options.model)).to(options.device, options.dtype)
     if options.out and options.out.is_file():
         raise ValueError(f"--out {options.out} is a file; give a folder")
     dataset, split = _own_data(options) if options.data is None else _other_data(options, model)

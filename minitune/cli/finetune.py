@@ -12,7 +12,7 @@ from ..experiments.baseline import require_scikit_learn, tfidf
 from ..experiments.finetuning import TUNING, base_model
 from ..formats.folder import write_text
 from ..models.head import POOLINGS
-from .arguments import add_data, natural, positive
+from .arguments import add_data, add_device, natural, positive
 from .evaluate import draw_history, measure
 from .model_card import model_card
 from .run_folder import add_run, begin, finish, open_run
@@ -41,13 +41,14 @@ def add_command(commands: Any) -> None:
                         help="how a classifier sums up a text (default: max for a GPT, else what fits the model)")
     parser.add_argument("--ema", type=float, metavar="DECAY", help="keep an average of the weights, as with 0.99")
     parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: Any) -> None:
     """Reads, tunes, measures, records."""
     options, dataset = open_run(options)
-    base = base_model(_base(options))
+    base = base_model(_base(options)).to(options.device, options.dtype)
     if not options.resume:
         begin(options)
     settings = Finetuning(options.method, options.epochs, options.lr, options.batch_size, options.accumulate, options.patience,

@@ -11,7 +11,7 @@ from ..data import Example, chat_prompt
 from ..experiments.finetuning import model_folder
 from ..models import from_pretrained
 from ..models.language_model import LanguageModel
-from .arguments import natural, positive
+from .arguments import add_device, natural, positive
 from .run_folder import read_record
 
 
@@ -32,12 +32,13 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--system", metavar="TEXT", help="for a chat: the system's message before the prompt")
     parser.add_argument("--count", type=positive, default=1, metavar="N", help="so many texts (default: 1)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: Any) -> None:
     """Loads, writes, prints as it comes."""
-    model = from_pretrained(model_folder(options.model))
+    model = from_pretrained(model_folder(options.model)).to(options.device, options.dtype)
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which writes no text. Use minitune predict")
     record = read_record(options.model) or read_record(options.model.parent)        # RUN, or RUN/model

@@ -15,6 +15,7 @@ from ..experiments.text_classifier import texts_as_set
 from ..formats.folder import write_text
 from ..models import Classifier, from_pretrained
 from ..train import predict_proba
+from .arguments import add_device
 
 
 def add_command(commands: Any) -> None:
@@ -28,6 +29,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--text", metavar="COLUMN", help="the column of the texts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv for the predictions (default with --file: "
                         "predictions-FILE.csv in RUN)")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
@@ -36,7 +38,7 @@ def run(options: Any) -> None:
     texts = [*map(_valid, options.texts), *(_texts_of(options.file, options.text) if options.file else [])]
     if not texts:
         raise ValueError('expected texts: minitune predict RUN "a text", or --file FILE')
-    model = from_pretrained(model_folder(options.model))
+    model = from_pretrained(model_folder(options.model)).to(options.device, options.dtype)
     if not isinstance(model, Classifier) or model.tokenizer is None:
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which predicts no classes of texts. Use minitune "
                          "generate")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
+from ..devices import array_module, device_of, to_device
 from ..ops import IGNORE
 from .dataset import Split
 from .tokenizer import Tokenizer
@@ -30,9 +32,29 @@ class Batch:
     targets: np.ndarray         # (B, T) tokens or (B,) labels, or what a head defines; IGNORE where nothing is to be predicted
     segments: np.ndarray | None = None      # (B, T) which of a row's texts a token is of, where a model tells them apart
     related: np.ndarray | None = None       # (B,) whether a row's second text follows its first: 0 yes, 1 no
+    host: Batch | None = None               # of a batch on a GPU, the one that it was made from
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def to(self, device: str, before: int = 0) -> Batch:
+        """The batch with its arrays on "cpu" or "cuda", integers as int32 there; `before` tokens stand in a cache.
+
+        Operations on a GPU do not look at numbers, so that is done here: raises ValueError where ids, positions or targets are
+        negative or an interval leaves the row, RuntimeError where there is no GPU.
+        """
+        if device != device_of(self.ids) == "cpu":
+            seen = np.where(self.valid, [self.first, self.last], 0)
+            least = min(a.min(initial=0) for a in (self.ids, self.positions, seen, self.targets[self.targets != IGNORE]))
+            if least < 0 or seen.max(initial=0) >= before + self.ids.shape[1]:
+                raise ValueError(f"Batch.to: there are {before + self.ids.shape[1]} tokens to be seen, and no number may be "
+                                 f"negative, got last = {seen.max(initial=0)} and numbers from {least}")
+        return moved(self, device)
+
+    @property
+    def on_host(self) -> Batch:
+        """The batch where its numbers can be looked at without waiting for a GPU."""
+        return self if self.host is None else self.host
 
     @property
     def valid(self) -> np.ndarray:
@@ -42,18 +64,19 @@ class Batch:
     @property
     def tokens(self) -> int:
         """How many tokens there are, padding left out."""
-        return int(self.valid.sum())
+        return int(self.on_host.valid.sum())
 
     @property
     def supervised(self) -> int:
         """How many targets count."""
-        return int((self.targets != IGNORE).sum())
+        return int((self.on_host.targets != IGNORE).sum())
 
     @property
     def next_tokens(self) -> np.ndarray:
         """(B, T) the token that follows in the same document, IGNORE at its end: what a causal model learns from `ids`."""
         follows = self.valid[:, :-1] & self.valid[:, 1:] & (self.positions[:, 1:] == self.positions[:, :-1] + 1)
-        return np.pad(np.where(follows, self.ids[:, 1:], IGNORE), ((0, 0), (0, 1)), constant_values=IGNORE)
+        xp = array_module(self.ids)
+        return xp.pad(xp.where(follows, self.ids[:, 1:], IGNORE), ((0, 0), (0, 1)), constant_values=IGNORE)
 
     @classmethod
     def causal(cls, rows: Sequence[Sequence[Document]], labels: Sequence[int] | np.ndarray | None = None,
@@ -127,6 +150,15 @@ class Batch:
         time = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         targets = np.concatenate([ids[:, 1:], np.full((len(ids), 1), IGNORE)], 1)
         return cls(ids, time, np.zeros_like(time), time, targets)
+
+
+def moved(batch: Any, device: str) -> Any:
+    """A batch with its arrays on "cpu" or "cuda", integers as int32 there, and what it was made from as its `host`."""
+    if device_of(batch.targets) == device or batch.host:
+        return batch.host if device == "cpu" and batch.host else batch
+    arrays = {f.name: to_device(a.astype(np.int32) if a.dtype.kind in "iu" else a, device) for f in fields(batch)
+              if hasattr(a := getattr(batch, f.name), "dtype")}
+    return type(batch)(**arrays, host=batch if device == "cuda" else None)
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

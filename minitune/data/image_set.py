@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend import mode, random
 from ..ops import IGNORE
-from .batch import fingerprint
+from .batch import fingerprint, moved
 from .images import ImageSplit
 
 
@@ -18,9 +18,14 @@ class ImageBatch:
 
     images: np.ndarray
     targets: np.ndarray
+    host: ImageBatch | None = None          # of a batch on a GPU, the one that it was made from
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def to(self, device: str) -> ImageBatch:
+        """The batch with its arrays on "cpu" or "cuda". Raises RuntimeError where there is no GPU."""
+        return moved(self, device)
 
     @property
     def valid(self) -> None:
@@ -35,7 +40,7 @@ class ImageBatch:
     @property
     def supervised(self) -> int:
         """How many targets count."""
-        return int((self.targets != IGNORE).sum())
+        return int(((self.host or self).targets != IGNORE).sum())
 
     @classmethod
     def of_images(cls, images: np.ndarray) -> ImageBatch:

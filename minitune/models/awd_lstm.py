@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, sqrt
 
-import numpy as np
-
 from .. import ops
 from ..backend import Array, array_module
 from ..data import Batch
@@ -77,7 +75,7 @@ class AWDLSTM(LanguageModel):
 
     def _hidden_states(self, batch: Batch, cache: LSTMState | None = None) -> Tensor:
         """(B, T, C) of the last layer, before the dropout on them."""
-        config, starts = self.config, np.asarray(batch.positions) == 0
+        config, starts = self.config, batch.positions == 0
         x = self._embedded(batch.ids)                                                   # (B, T, C)
         for i, layer in enumerate(self.layers):
             x = self._drop_channels(x, config.hidden_dropout if i else config.input_dropout)
@@ -142,7 +140,7 @@ class AWDLSTM(LanguageModel):
         if config.activation_regularization:
             counts["activation"] = batch.tokens * config.n_embd
         if config.temporal_activation_regularization:
-            counts["temporal_activation"] = int(_goes_on(batch).sum()) * config.n_embd
+            counts["temporal_activation"] = int(_goes_on(batch.host or batch).sum()) * config.n_embd
         return counts
 
     def layer_groups(self) -> Groups:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Batch
+from ..devices import to_device
 from ..nn import Module
 from ..tensor import Tensor
 from .config import Groups
@@ -46,8 +47,8 @@ class Backbone(Module, Pretrained):
         return self.features(self.batch_of(inputs))
 
     def batch_of(self, inputs: Any) -> Any:
-        """Integer ids (B, T) as a Batch in which a token sees what this model shows it; a Batch as it is."""
-        return text_batch(inputs, self.causal)
+        """Integer ids (B, T) as a Batch in which a token sees what this model shows it, or a Batch; on the model's device."""
+        return text_batch(inputs, self.causal).to(self.device)
 
     def without_head(self, pooler: bool = False, output: bool = False) -> Any:
         """A copy with the same Parameters, without the parts that heads alone read: what another head is put on.
@@ -76,7 +77,7 @@ def text_batch(ids: Any, causal: bool) -> Batch:
     """Integer ids (B, T) as a Batch, a document a row: a token sees those before it, or all of its row. A Batch as it is."""
     if isinstance(ids, Batch):
         return ids
-    batch = Batch.of_ids(ids)
+    batch = Batch.of_ids(to_device(ids, "cpu"))
     if not causal:
         batch.last = np.full_like(batch.ids, batch.ids.shape[1] - 1)
     return batch

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from .. import ops
-from ..backend import Array
+from ..backend import Array, array_module
 from ..data import Batch
 from ..formats import bert
 from ..nn import MLP, Attention, Dropout, Embedding, LayerNorm, Linear, Module, recompute
@@ -97,11 +95,13 @@ class BERT(Backbone):
 
     def _segments(self, batch: Batch) -> Array:
         """(B, T), 0 where a batch has none."""
-        segments, count = np.zeros_like(batch.ids) if batch.segments is None else batch.segments, self.config.n_segments
-        if segments.size and not 0 <= segments.min() <= segments.max() < count:
+        if batch.segments is None:
+            return array_module(batch.ids).zeros_like(batch.ids)
+        segments, count = (batch.host or batch).segments, self.config.n_segments
+        if segments is not None and segments.size and not 0 <= segments.min() <= segments.max() < count:
             raise ValueError(f"BERT: segments must be 0 .. {count - 1}, as n_segments is {count}, got {segments.min()} .. "
                              f"{segments.max()}")
-        return segments
+        return batch.segments
 
     def pool(self, x: Tensor, valid: Array | None = None) -> Tensor:
         """tanh of a linear layer on the features of each row's first token that is valid: (B, T, C) -> (B, C)"""

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
+from ..devices import widened
 from ..tensor import Tensor
 from .head import PooledHead, check_targets, checked_labels
 
@@ -51,12 +52,12 @@ class Classifier(PooledHead):
 
     def counts(self, batch: Any) -> dict[str, int]:
         """{term: count} of `loss`, known before any forward pass."""
-        extra = {"language_model": int((batch.next_tokens != ops.IGNORE).sum())} if self.auxiliary else {}
+        extra = {"language_model": int((batch.on_host.next_tokens != ops.IGNORE).sum())} if self.auxiliary else {}
         return {"classification": batch.supervised} | extra
 
-    def measure(self, batch: Any) -> dict[str, tuple[float, int]]:
+    def measure(self, batch: Any) -> dict[str, tuple[Array, int]]:
         """{name: (sum, count)} of what evaluation reports: the loss, and the rows put into a wrong class."""
-        return measured(self(batch), batch.targets)
+        return measured(self(batch), batch)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Of every class, (B, K) float64: e^logits / sum(e^logits)."""
@@ -70,11 +71,11 @@ class Classifier(PooledHead):
         return f"Classifier({self.backbone!r}, labels={self.labels}, pooling={self.pooling!r})"
 
 
-def measured(logits: Tensor, targets: Array) -> dict[str, tuple[float, int]]:
+def measured(logits: Tensor, batch: Any) -> dict[str, tuple[Array, int]]:
     """The summed loss of logits (..., K) and how many are wrong, of the targets (...) that count."""
-    known = targets != ops.IGNORE
-    wrong = int(((logits.numpy().argmax(-1) != targets) & known).sum())
-    return {"loss": (ops.cross_entropy(logits, targets).item(), int(known.sum())), "error": (wrong, int(known.sum()))}
+    targets, count = batch.targets, batch.supervised
+    wrong = ((widened(logits.data).argmax(-1) != targets) & (targets != ops.IGNORE)).sum()
+    return {"loss": (ops.cross_entropy(logits, targets).data, count), "error": (wrong, count)}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

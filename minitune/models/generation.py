@@ -16,6 +16,7 @@ from ..backend import random
 from ..cores import sharing
 from ..data import Batch, Example, Tokenizer
 from ..data.example_set import encode_examples
+from ..devices import to_device
 from ..nn.cache import KVCache
 from ..ops import IGNORE
 
@@ -245,7 +246,7 @@ class _Rows:
         for _ in range(self.max_new_tokens):
             go_on = self.live[rows]
             if self.cache is not None and not go_on.all():
-                self.cache.keep(go_on)
+                self.cache.keep(to_device(np.flatnonzero(go_on), self.model.device))
             rows = rows[go_on]
             if not len(rows):
                 return
@@ -277,14 +278,15 @@ class _Rows:
         if self.cache is not None and self.width <= size:
             last = np.array([[window[-1]] for window in windows])           # (B, 1)
             length = np.array([[len(window)] for window in windows])
-            return Batch(last, length - 1, self.width - length, np.full_like(last, self.width - 1), np.full_like(last, IGNORE))
+            batch = Batch(last, length - 1, self.width - length, np.full_like(last, self.width - 1), np.full_like(last, IGNORE))
+            return batch.to(self.model.device, self.width - 1)
         for window in windows:
             if len(window) > size:              # half of it, or the next token would need the same work again
                 del window[: -max(1, size // 2)]
         batch = Batch.causal([[window] for window in windows], side="left")
         self.width = batch.ids.shape[1]
         self.cache = self.model.new_cache(size) if self.cached else None
-        return batch
+        return batch.to(self.model.device)
 
 
 def _checked(prompts: Sequence[Sequence[int]] | np.ndarray, vocab_size: int) -> list[list[int]]:

@@ -20,26 +20,27 @@ from .pretrained import Pretrained
 
 def pool_first(x: Tensor, valid: Array) -> Tensor:
     """The first token of each row. (B, T, C) -> (B, C)"""
-    return x[np.arange(len(valid)), np.argmax(valid, 1)]
+    xp = array_module(valid)
+    return x[xp.arange(len(valid)), xp.argmax(valid, 1)]
 
 
 def pool_last(x: Tensor, valid: Array) -> Tensor:
     """The last token of each row: a causal model has read the whole text there. (B, T, C) -> (B, C)"""
-    last = valid.shape[1] - 1 - np.argmax(valid[:, ::-1], 1)
-    return x[np.arange(len(valid)), last]
+    xp = array_module(valid)
+    return x[xp.arange(len(valid)), valid.shape[1] - 1 - xp.argmax(valid[:, ::-1], 1)]
 
 
 def pool_mean(x: Tensor, valid: Array) -> Tensor:
     """The mean over the tokens of each row. (B, T, C) -> (B, C)"""
-    share = (valid / np.maximum(valid.sum(1, keepdims=True), 1)).astype(x.dtype)    # (B, T): 0 in a row without tokens
-    return (x * array_module(x.data).asarray(share)[..., None]).sum(1)
+    share = valid / array_module(valid).maximum(valid.sum(1, keepdims=True), 1)     # (B, T): 0 in a row without tokens
+    return (x * share.astype(np.promote_types(x.dtype, np.float32))[..., None]).sum(1)
 
 
 def pool_max(x: Tensor, valid: Array) -> Tensor:
     """The largest value of each channel over the tokens of each row. (B, T, C) -> (B, C)"""
     counts = valid | ~valid.any(1, keepdims=True)                           # (B, T): a row without tokens stays finite
-    hidden = np.where(counts, 0, np.finfo(x.dtype).min).astype(x.dtype)     # (B, T): padding never wins
-    return (x + array_module(x.data).asarray(hidden)[..., None]).max(1)
+    hidden = array_module(valid).where(counts, 0, -3e38).astype(x.dtype)    # (B, T): padding never wins, and stays finite
+    return (x + hidden[..., None]).max(1)
 
 
 def pool_concat(x: Tensor, valid: Array) -> Tensor:
@@ -67,6 +68,7 @@ class Head(Module, Pretrained):
             raise TypeError(f"{type(self).__name__}: the backbone must be a model with features, such as a GPT, got "
                             f"{type(backbone).__name__}")
         self.backbone = backbone.without_head(pooler, output)
+        self.dtype = self.backbone.dtype        # layers of the head go where the backbone is
         self.tokenizer = getattr(backbone, "tokenizer", None)
 
     def features(self, batch: Any) -> Tensor:
@@ -121,7 +123,7 @@ class PooledHead(Head):
         super().__init__(backbone, pooling == "cls", output)
         self.pooling = pooling
         self.head = Linear(own.config.n_embd * (3 if pooling == "concat" else 1), outputs,
-                           own.head_bias if bias is None else bias)
+                           own.head_bias if bias is None else bias).to(self.device, self.dtype)
 
     def forward(self, inputs: Any) -> Tensor:
         """Integer ids (B, T), images (B, channels, H, W), or a batch -> logits (B, outputs)"""
@@ -132,7 +134,8 @@ class PooledHead(Head):
         """The features x (B, T, C) of a batch -> logits (B, outputs)"""
         if self.pooling == "cls":
             return self.head(self.backbone.pool(x, batch.valid))
-        valid = np.ones(x.shape[:2], bool) if batch.valid is None else batch.valid      # an image has no padding
+        xp = array_module(x.data)
+        valid = xp.ones(x.shape[:2], bool) if batch.valid is None else batch.valid      # an image has no padding
         return self.head(POOLINGS[self.pooling](x, valid))
 
 

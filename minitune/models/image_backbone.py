@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data import ImageBatch
+from ..devices import to_device
 from ..tensor import no_grad
 from .backbone import Backbone
 
@@ -15,8 +16,8 @@ class ImageBackbone(Backbone):
     """A model that makes features of images. Its `config` has `n_channels` and `image_size`, square images' side in pixels."""
 
     def batch_of(self, inputs: Any) -> ImageBatch:
-        """Images (B, channels, H, W) as a batch; a batch as it is."""
-        return inputs if isinstance(inputs, ImageBatch) else ImageBatch.of_images(inputs)
+        """Images (B, channels, H, W) as a batch, or a batch; on the model's device."""
+        return (inputs if isinstance(inputs, ImageBatch) else ImageBatch.of_images(to_device(inputs, "cpu"))).to(self.device)
 
     @no_grad()                                  # looking at a set augments nothing
     def check(self, dataset: Any) -> None:

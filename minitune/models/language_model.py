@@ -57,9 +57,9 @@ class LanguageModel(Backbone, Generative):
         """{term: count} of `loss`, known before any forward pass."""
         return {"language_model": batch.supervised}
 
-    def measure(self, batch: Batch) -> dict[str, tuple[float, int]]:
+    def measure(self, batch: Batch) -> dict[str, tuple[Array, int]]:
         """{name: (sum, count)} of what evaluation reports."""
-        return {"loss": (self.language_loss(self.features(batch), batch.targets).item(), batch.supervised)}
+        return {"loss": (self.language_loss(self.features(batch), batch.targets).data, batch.supervised)}
 
     def to_hugging_face(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(config, tensors) in Hugging Face's names, or in minitune's where Hugging Face has no such model.

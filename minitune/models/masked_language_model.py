@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..backend import Array, array_module
 from ..data import Batch, MaskedSet, NextSentenceSet
 from ..nn import LayerNorm, Linear, Parameter, filled
 from ..tensor import Tensor
@@ -44,6 +45,7 @@ class MaskedLanguageModel(Head):
         self.norm = LayerNorm(config.n_embd, getattr(config, "eps", 1e-12))
         self.bias: Parameter = filled((config.vocab_size,), 0.0)
         self.relation = Linear(config.n_embd, 2) if next_sentence else None
+        self.to(self.device, self.dtype)
 
     @property
     def causal(self) -> bool:
@@ -51,8 +53,8 @@ class MaskedLanguageModel(Head):
         return False
 
     def batch_of(self, inputs: Any) -> Batch:
-        """Integer ids (B, T) as a Batch in which every token sees all of its row; a Batch as it is."""
-        return text_batch(inputs, causal=False)
+        """Integer ids (B, T) as a Batch in which every token sees all of its row, or a Batch; on the model's device."""
+        return text_batch(inputs, causal=False).to(self.device)
 
     def check(self, dataset: Any) -> None:
         """Raises ValueError where a set's tokens see their past alone, or are none of the backbone's, or where it has no pairs
@@ -76,9 +78,10 @@ class MaskedLanguageModel(Head):
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, int, float]]:
         """{term: (sum of losses, count, weight)}: the cross-entropy of hidden tokens, and of pairs of texts, in nats."""
         x, counts = self.features(batch), self.counts(batch)
-        rows = np.nonzero(batch.targets != ops.IGNORE)          # the few that are hidden: the others need no head
-        weight = self.backbone.token_embedding.effective_weight()
-        loss = ops.linear_cross_entropy(self._transformed(x[rows]), weight, batch.targets[rows], self.bias)
+        host, xp = batch.on_host.targets, array_module(x.data)
+        rows = np.nonzero(host != ops.IGNORE)                   # the few that are hidden: the others need no head
+        weight, hidden = self.backbone.token_embedding.effective_weight(), x[tuple(map(xp.asarray, rows))]
+        loss = ops.linear_cross_entropy(self._transformed(hidden), weight, xp.asarray(host[rows]), self.bias)
         terms = {"masked_language_model": (loss, counts["masked_language_model"], 1.0)}
         if self.relation:
             relation = ops.cross_entropy(self.relation(self.backbone.pool(x, batch.valid)), batch.related)
@@ -92,9 +95,9 @@ class MaskedLanguageModel(Head):
         related = {"next_sentence": len(batch)} if self.relation else {}
         return {"masked_language_model": batch.supervised} | related
 
-    def measure(self, batch: Batch) -> dict[str, tuple[float, int]]:
+    def measure(self, batch: Batch) -> dict[str, tuple[Array, int]]:
         """{name: (sum, count)} of what evaluation reports: the loss of the hidden tokens."""
-        return {"loss": (self.loss(batch)["masked_language_model"][0].item(), batch.supervised)}
+        return {"loss": (self.loss(batch)["masked_language_model"][0].data, batch.supervised)}
 
     def settings(self) -> dict[str, Any]:
         """The arguments that make this head, beside the backbone."""

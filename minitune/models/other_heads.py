@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..backend import Array
 from ..data import Batch
+from ..devices import widened
 from ..nn import Linear
 from ..tensor import Tensor
 from .classifier import Losses, measured, softmax
@@ -41,12 +43,11 @@ class MultiLabelClassifier(PooledHead):
         """{term: count} of `loss`, known before any forward pass."""
         return {"classification": batch.supervised}
 
-    def measure(self, batch: Any) -> dict[str, tuple[float, int]]:
+    def measure(self, batch: Any) -> dict[str, tuple[Array, int]]:
         """{name: (sum, count)} of what evaluation reports: the loss, and the wrong decisions, each label by itself."""
-        logits, known = self(batch), batch.targets != ops.IGNORE
-        wrong = int((((logits.numpy() > 0) != batch.targets) & known).sum())
-        return {"loss": (ops.binary_cross_entropy(logits, batch.targets).item(), batch.supervised),
-                "error": (wrong, batch.supervised)}
+        logits, targets = self(batch), batch.targets
+        wrong = (((widened(logits.data) > 0) != targets) & (targets != ops.IGNORE)).sum()
+        return {"loss": (ops.binary_cross_entropy(logits, targets).data, batch.supervised), "error": (wrong, batch.supervised)}
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Of every label, (B, K) float64, each by itself: 1 / (1 + e^-logits)."""
@@ -68,7 +69,7 @@ class TokenClassifier(Head):
     def __init__(self, backbone: Any, labels: Sequence[str]) -> None:
         super().__init__(backbone)
         self.labels = checked_labels("TokenClassifier", labels)
-        self.head = Linear(self.backbone.config.n_embd, len(self.labels))
+        self.head = Linear(self.backbone.config.n_embd, len(self.labels)).to(self.device, self.dtype)
 
     def forward(self, ids: Any) -> Tensor:
         """Integer ids (B, T), or a Batch -> logits (B, T, K)"""
@@ -87,9 +88,9 @@ class TokenClassifier(Head):
         """{term: count} of `loss`, known before any forward pass."""
         return {"classification": batch.supervised}
 
-    def measure(self, batch: Batch) -> dict[str, tuple[float, int]]:
+    def measure(self, batch: Batch) -> dict[str, tuple[Array, int]]:
         """{name: (sum, count)} of what evaluation reports: the loss, and the tokens put into a wrong class."""
-        return measured(self(batch), batch.targets)
+        return measured(self(batch), batch)
 
     def settings(self) -> dict[str, Any]:
         """The arguments that make this head, beside the backbone."""
@@ -137,9 +138,9 @@ class MultipleChoice(PooledHead):
         """{term: count} of `loss`, known before any forward pass."""
         return {"choice": batch.supervised}
 
-    def measure(self, batch: Batch) -> dict[str, tuple[float, int]]:
+    def measure(self, batch: Batch) -> dict[str, tuple[Array, int]]:
         """{name: (sum, count)} of what evaluation reports: the loss, and the questions answered wrongly."""
-        return measured(self(batch), batch.targets)
+        return measured(self(batch), batch)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Of every choice, (questions, choices) float64."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import ops
+from ..backend import array_module
 from ..data import ImageBatch
 from ..formats import vit
 from ..nn import Conv2d, Dropout, LayerNorm, TransformerBlock, normal, recompute
@@ -68,9 +69,11 @@ class ViT(ImageBackbone):
         B, T, C = len(batch), 1 + self.config.patches, self.config.n_embd
         x = self.patch_embedding(Tensor(batch.images))                      # (B, C, h, w)
         x = x.reshape(B, C, -1).transpose(0, 2, 1)                          # (B, patches, C)
-        x = ops.concat([self.class_token[np.zeros(B, int), 0][:, None], x], axis=1)     # (B, T, C)
+        xp = array_module(x.data)
+        class_token = ops.cast(self.class_token[xp.zeros(B, int), 0], x.dtype)
+        x = ops.concat([class_token[:, None], x], axis=1)                   # (B, T, C)
         x = self.dropout(x + self.position_embedding)
-        first, last = np.zeros((B, T), int), np.full((B, T), T - 1)         # everything sees everything
+        first, last = xp.zeros((B, T), np.int32), xp.full((B, T), T - 1, np.int32)      # everything sees everything
         for block in self.blocks:                                           # (B, T, C) each
             x = recompute(block, x, first, last) if self.recompute else block(x, first, last)
         return self.norm(x)

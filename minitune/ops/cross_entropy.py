@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, device_of
 from ..tensor import Tensor, apply
 from .checks import check_integers
 from .elementwise import sigmoid_forward
@@ -12,10 +12,12 @@ IGNORE = -100       # the target of a row that is not supervised, as in PyTorch
 
 
 def check_targets(name: str, targets: Array, shape: tuple[int, ...], classes: int) -> None:
-    """Targets are integers of the rows' shape, each IGNORE or a class; the first that is not is named."""
+    """Targets are integers of the rows' shape, each IGNORE or a class; the first that is not is named.
+
+    On a GPU, which a look at their numbers would have to wait for, only shape and dtype are checked.
+    """
     check_integers(name, "targets", targets, shape)
-    wrong = (targets != IGNORE) & ((targets < 0) | (targets >= classes))
-    if wrong.any():
+    if device_of(targets) == "cpu" and (wrong := (targets != IGNORE) & ((targets < 0) | (targets >= classes))).any():
         place = tuple(int(axis[0]) for axis in wrong.nonzero())
         raise ValueError(f"{name}: targets must lie in 0 .. {classes - 1} or be {IGNORE} (ignored), "
                          f"got {targets[place]} at {place}")
@@ -35,20 +37,18 @@ def cross_entropy(logits: Tensor, targets: Array) -> Tensor:
 
 
 def cross_entropy_forward(logits, targets, *, needs):
-    z, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)  # (N, V), (N,)
+    xp, z, targets = array_module(logits), logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)    # (N, V), (N,)
     kept = targets != IGNORE
-    z, at_target = z[kept], (array_module(z).arange(int(kept.sum())), targets[kept])
-    log_p = z - logsumexp(z) if len(z) else z                               # (supervised rows, V)
-    return -log_p[at_target].sum(), (log_p, kept, at_target, logits.shape)
+    at_target = xp.arange(len(z)), xp.where(kept, targets, 0)               # an ignored row has one too, of no weight
+    log_p = z - logsumexp(z) if len(z) else z                               # (N, V)
+    return -xp.where(kept, log_p[at_target], 0).sum(), (log_p, kept, at_target, logits.shape)
 
 
 def cross_entropy_backward(grad, log_p, kept, at_target, shape, *, needs):
     xp = array_module(log_p)
     p = xp.exp(log_p)
     p[at_target] -= 1                                                       # d loss / d z = softmax(z) - one at the target
-    grad_logits = xp.zeros((len(kept), shape[-1]), p.dtype)
-    grad_logits[kept] = p * grad
-    return grad_logits.reshape(shape), None
+    return xp.where(kept[:, None], p * grad, 0).reshape(shape), None
 
 
 def binary_cross_entropy(logits: Tensor, targets: Array) -> Tensor:
@@ -70,7 +70,7 @@ def binary_cross_entropy_forward(logits, targets, *, needs):
     wrong = xp.where(right, -logits, logits)                                # how strongly the other answer is given
     losses = xp.maximum(wrong, 0) + xp.log1p(xp.exp(-abs(wrong)))           # log(1 + e^wrong)
     slope = xp.where(kept, sigmoid_forward(logits, needs=needs)[0] - right, 0)
-    return losses[kept].sum(), (slope,)
+    return xp.where(kept, losses, 0).sum(), (slope,)
 
 
 def binary_cross_entropy_backward(grad, slope, *, needs):

@@ -9,7 +9,8 @@ from ..tensor import Tensor, apply
 def embedding(weight: Tensor, ids: Array) -> Tensor:
     """y = weight[ids]. Shapes: weight (V, C), ids integers (...) -> (..., C)
 
-    Raises TypeError where ids are not integers, IndexError where one lies outside 0 .. V - 1.
+    Raises TypeError where ids are not integers, IndexError where one lies outside 0 .. V - 1; on a GPU, which a look at the
+    numbers would have to wait for, its row is NaN instead.
 
     >>> embedding(Tensor([[1.0], [2.0], [3.0]]), [2, 0]).numpy()
     array([[3.],

@@ -40,7 +40,7 @@ def rope_backward(grad, positions, frequencies, *, needs):
 
 def _turned(x, positions, frequencies):
     xp = array_module(x)
-    angles = positions[..., None, None] * frequencies                       # (B, T, 1, D / 2)
+    angles = positions[..., None, None] * xp.asarray(frequencies)                       # (B, T, 1, D / 2)
     cos, sin = xp.cos(angles).astype(x.dtype), xp.sin(angles).astype(x.dtype)
     x1, x2 = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
     return xp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -45,6 +45,8 @@ class Optimizer:
     A parameter without a gradient, or frozen, is neither moved nor decayed; its memory is kept.
     """
 
+    clipping: Array | None = None               # what `clip` leaves on a GPU for the next step
+
     def __init__(self, parameters: Module | Iterable[Group] | Iterable[Parameter], lr: float,
                  weight_decay: float = 0.0) -> None:
         if not lr >= 0:
@@ -75,17 +77,31 @@ class Optimizer:
         """Every parameter held, frozen or not."""
         return [p for group in self.groups for p in group.parameters]
 
+    def clip(self, max_norm: float, loss: Any = 0.0) -> Any:
+        """Clips the gradients for the next `step` by `clip_grad_norm`; returns their norm before.
+
+        AdamW on a GPU scales them in that step, which moves nothing where the norm or `loss` is not finite: nobody has to wait
+        for these numbers, arrays () there. Elsewhere the norm is a float, to be looked at before the step.
+        """
+        return float(clip_grad_norm(self.parameters(), max_norm))
+
     def step(self) -> None:
         """Moves every trainable parameter that has a gradient."""
+        for p, slot, rate, decay in self.due():
+            self.update(p, p.grad, slot, rate, decay)
+
+    def due(self) -> Iterator[tuple[Parameter, Slot, float, float]]:
+        """(parameter, slot, rate, decay) of all that move in this step, which each slot counts."""
         for group in self.groups:
             for p in group.parameters:
                 if p.requires_grad and p.grad is not None:
                     slot = self.slots.setdefault(id(p), Slot())
                     slot.step += 1
-                    self.update(p, p.grad, slot, self.lr * group.rate, group.weight_decay)
+                    yield p, slot, self.lr * group.rate, group.weight_decay
 
     def zero_grad(self) -> None:
         """Drops every gradient."""
+        self.clipping = None
         for p in self.parameters():
             p.grad = None
 
@@ -127,24 +143,40 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr, weight_decay)
         self.betas, self.eps = betas, eps
 
-    def update(self, p: Parameter, grad: Array, slot: Slot, rate: float, decay: float) -> None:
-        xp = array_module(grad)
-        beta1, beta2 = self.betas
+    def clip(self, max_norm: float, loss: Any = 0.0) -> Any:
+        run = self._together("clip_all")
+        return run(self, max_norm, loss) if run else super().clip(max_norm, loss)
+
+    def step(self) -> None:
+        """As of every optimizer; on a GPU all parameters move in one launch."""
+        run = self._together("adamw_all")
+        return run(self) if run else super().step()
+
+    def _together(self, name: str) -> Callable | None:
+        """The twin of all parameters at once; None where there is none, or where a subclass updates in another way."""
+        arrays = (a for p in self.parameters() for a in (p.data, p.grad) if a is not None)
+        return _twin(name, *arrays) if type(self).update is AdamW.update else None
+
+    def state(self, p: Parameter, slot: Slot, rate: float, decay: float) -> tuple:
+        """(m, v, decay, eps, step), which make the step p = decay p - step m / (sqrt(v) + eps)."""
         if not slot.moments:
-            slot.moments = (xp.zeros_like(p.data), xp.zeros_like(p.data))
-        m, v = slot.moments
-        unbias1, unbias2 = 1 - beta1**slot.step, 1 - beta2**slot.step
-        eps, size = self.eps * sqrt(unbias2), rate * sqrt(unbias2) / unbias1    # m' / (sqrt(v') + eps) with the plain m and v
-        twin = _twin(p.data, grad, m, v)
+            slot.moments = tuple(array_module(p.data).zeros_like(p.data) for _ in range(2))
+        unbias1, unbias2 = (1 - beta**slot.step for beta in self.betas)         # with these in step and eps, m and v are plain
+        return *slot.moments, 1 - rate * decay, self.eps * sqrt(unbias2), rate * sqrt(unbias2) / unbias1
+
+    def update(self, p: Parameter, grad: Array, slot: Slot, rate: float, decay: float) -> None:
+        xp, (beta1, beta2) = array_module(grad), self.betas
+        m, v, shrink, eps, size = self.state(p, slot, rate, decay)
+        twin = _twin("adamw", p.data, grad, m, v)
         if twin:
-            twin.adamw(p.data, grad, m, v, beta1, beta2, 1 - rate * decay, eps, size)
+            twin(p.data, grad, m, v, beta1, beta2, shrink, eps, size)
             return
         m *= beta1
         m += (1 - beta1) * grad
         v *= beta2
         v += (1 - beta2) * grad * grad
         if decay:
-            p.data *= 1 - rate * decay
+            p.data *= shrink
         step = xp.asarray(xp.sqrt(v))
         step += eps
         xp.divide(m, step, out=step)
@@ -152,18 +184,21 @@ class AdamW(Optimizer):
         p.data -= step
 
 
-def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> Any:
     """Scales all gradients down together where their joint Euclidean norm exceeds `max_norm`. Returns the norm before.
 
+    On a GPU it waits for nothing: the norm is an array () there, which float(norm) reads.
     Source: Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks, algorithm 1.
     """
     grads = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+    if together := _twin("clip", *grads):
+        return together(grads, max_norm)
     norm = sqrt(sum(_sum_of_squares(g) for g in grads))
     if norm > max_norm:
         for grad in grads:
-            twin = _twin(grad)
+            twin = _twin("scale", grad)
             if twin:
-                twin.scale(grad, max_norm / norm)
+                twin(grad, max_norm / norm)
             else:
                 grad *= max_norm / norm
     return norm
@@ -171,11 +206,11 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
 
 def _sum_of_squares(grad: Array) -> float:
     grad = array_module(grad).ascontiguousarray(grad)
-    twin = _twin(grad)
-    return twin.sum_of_squares(grad) if twin else float(array_module(grad).vdot(grad, grad))
+    twin = _twin("sum_of_squares", grad)
+    return twin(grad) if twin else float(array_module(grad).vdot(grad, grad))
 
 
-def _twin(*arrays: Array) -> Any:
-    """The compiled twins of this file, if they take these arrays."""
-    fit = mode.kernels and all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
-    return twins_for(arrays[0], "optimizers") if fit else None
+def _twin(name: str, *arrays: Array) -> Callable | None:
+    """The compiled twin of this name, if there is one and it takes these arrays."""
+    run = getattr(twins_for(arrays[0], "optimizers"), name, None) if mode.kernels and arrays else None
+    return run if run and all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays) else None

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..backend import Array, array_module, device_of, random
+from ..backend import Array, array_module, random
+from ..devices import to_device
 from ..formats.folder import read_state, write_state
 from ..nn import Module
 from ..optim import SCHEDULES, Optimizer, Schedule
@@ -92,6 +93,8 @@ def restore(trainer: Training, file: Path) -> None:
     """
     state, arrays = read_state(file)
     _check(trainer, state, arrays, file)
+    if state.get("dtype") != getattr(trainer.model.dtype, "name", None):
+        trainer.model.to(dtype=state.get("dtype") or "float32")
     parameters = dict(trainer.model.named_parameters())
     for name, p in parameters.items():
         p.requires_grad = name in state["trainable"]
@@ -120,19 +123,21 @@ def _capture(trainer: Training) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays |= {f"average.{name}": a for name, a in (trainer.average.weights if trainer.average else {}).items()}
     arrays |= {f"best.{name}": a for name, a in (trainer.best.weights if trainer.best else {}).items()}
     state = {"step": trainer.step, "settings": trainer.settings, "losses": trainer.losses, "history": trainer.history.rows,
+             "dtype": getattr(trainer.model.dtype, "name", None),
              "trainable": [name for name, p in named.items() if p.requires_grad],
              "slots": {name: slot.step for name, slot in held.items()},
              "moments": max((len(slot.moments) for slot in held.values()), default=0),
              "best": {"step": trainer.best.step, "measured": trainer.best.measured} if trainer.best else None,
              "random": {"seed": random.seed, "counters": dict(random.counters)},
              "base": _digest({name: p.data for name, p in named.items() if name not in written})}
-    return state, {name: _host(array) for name, array in arrays.items()}
+    return state, {name: to_device(array, "cpu") for name, array in arrays.items()}
 
 
 def settings_of(trainer: Training) -> dict[str, Any]:
     """All that must be the same at the beginning for a training to be the same, as JSON-able values."""
     names = {function: name for name, function in SCHEDULES.items()}
-    optimizer = {name: value for name, value in vars(trainer.optimizer).items() if name not in ("groups", "slots", "lr")}
+    moving = ("groups", "slots", "lr", "clipping")
+    optimizer = {name: value for name, value in vars(trainer.optimizer).items() if name not in moving}
     groups = [[group.rate, group.weight_decay, len(group.parameters)] for group in trainer.optimizer.groups]
     return {**_plain(trainer.model), "steps": trainer.steps, "lr": trainer.lr, "batch_size": trainer.batch_size,
             "accumulate": trainer.accumulate, "schedule": names.get(trainer.schedule, "a function"),
@@ -177,17 +182,13 @@ def _check(trainer: Training, state: dict[str, Any], arrays: dict[str, np.ndarra
 def _digest(arrays: dict[str, Array]) -> str:
     digest = sha256()
     for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.shape} ".encode() + _host(array).tobytes())
+        digest.update(f"{name} {array.shape} ".encode() + to_device(array, "cpu").tobytes())
     return digest.hexdigest()[:16]
 
 
 def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays whose names begin with a prefix and a dot, without it."""
     return {name.removeprefix(f"{prefix}."): array for name, array in arrays.items() if name.startswith(f"{prefix}.")}
-
-
-def _host(array: Array) -> np.ndarray:
-    return array.get() if device_of(array) == "cuda" else np.asarray(array)
 
 
 def _like(own: Array, array: np.ndarray) -> Array:

@@ -19,13 +19,13 @@ class BatchSet(Protocol):
     def batch(self, rows: np.ndarray) -> Batch | ImageBatch: ...
 
 
-def _batches(dataset: BatchSet, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
-    """(row numbers, batch) over the whole set; rows of like length go together, so that little is padding."""
+def _batches(model: Module, dataset: BatchSet, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """(row numbers, batch for the model) over the whole set; rows of like length go together, so that little is padding."""
     lengths = [len(document) for document in getattr(dataset, "documents", ())]
     order = np.argsort(lengths, kind="stable") if lengths else np.arange(len(dataset))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, dataset.batch(rows)
+        yield rows, dataset.batch(rows).to(model.device)
 
 
 def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str, float]:
@@ -34,12 +34,12 @@ def evaluate(model: Module, dataset: BatchSet, batch_size: int = 32) -> dict[str
     Sums are divided by counts over the whole set, so padding and batch size change nothing. "error" is the share of
     rows whose most likely class is wrong. Raises ValueError for an empty set.
     """
-    sums: dict[str, tuple[float, int]] = {}
+    parts: dict[str, list[tuple[Any, int]]] = {}
     with model.evaluating():
-        for _, batch in _batches(dataset, batch_size):
-            for name, (amount, count) in model.measure(batch).items():      # type: ignore[attr-defined]
-                before = sums.get(name, (0.0, 0))
-                sums[name] = before[0] + amount, before[1] + count
+        for _, batch in _batches(model, dataset, batch_size):
+            for name, part in model.measure(batch).items():         # type: ignore[attr-defined]
+                parts.setdefault(name, []).append(part)             # on a GPU, read once all are on their way
+    sums = {name: (sum(float(amount) for amount, _ in of), sum(count for _, count in of)) for name, of in parts.items()}
     if not any(count for _, count in sums.values()):
         raise ValueError("evaluate: the set holds nothing to predict")
     means = {name: amount / count for name, (amount, count) in sums.items()}
@@ -57,7 +57,7 @@ def predict_proba(model: Any, dataset: BatchSet, batch_size: int = 32) -> np.nda
     if not len(dataset):
         return np.empty((0, getattr(model, "choices", model.head.weight.shape[0])))
     with model.evaluating():
-        parts = [(rows, model.probabilities(model(batch).numpy())) for rows, batch in _batches(dataset, batch_size)]
+        parts = [(rows, model.probabilities(model(batch).numpy())) for rows, batch in _batches(model, dataset, batch_size)]
     order = np.concatenate([rows for rows, _ in parts])
     return np.concatenate([probabilities for _, probabilities in parts])[np.argsort(order)]
 

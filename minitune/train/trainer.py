@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from math import isfinite
+from functools import partial
+from math import isfinite, nan
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,9 +16,10 @@ from tqdm import tqdm
 from ..backend import Array, keep_large_blocks, random
 from ..cores import sharing
 from ..data import Batch, ImageBatch
+from ..devices import to_device
 from ..formats.folder import write_tensors
 from ..nn import Module
-from ..optim import SCHEDULES, AdamW, Optimizer, Schedule, clip_grad_norm
+from ..optim import SCHEDULES, AdamW, Optimizer, Schedule
 from ..tune import audit, require_held
 from .anomaly import not_finite, what_went_wrong
 from .average import WeightAverage
@@ -26,6 +28,8 @@ from .evaluate import BatchSet, evaluate
 from .history import Best, History
 from .interruption import deferred_signals
 from .memory import peak_mb
+
+LOOK = 10           # on a GPU, losses are looked at every so many steps: reading a number waits for all work before it
 
 
 class Callback:
@@ -61,6 +65,8 @@ class Trainer:
     With `ema`, a decay such as 0.99, an average of the weights is what is evaluated, kept and left in the model.
     With `out`, the history, best.safetensors (what was trained) and, every `checkpoint_every` steps (as often as it is
     evaluated unless told), a checkpoint are written there; `fit(resume=True)` goes on from the last one.
+    Batches go where the model is. On a GPU no step waits for the one before: every 10 steps, and before an evaluation or a
+    checkpoint, losses are looked at. After one that is not finite nothing moves: the weights are those before that step.
     Raises ValueError for settings that cannot work, FloatingPointError at the first loss that is not finite, with the
     operation that made it, RuntimeError where a parameter that trains is not reached (`tune.audit`).
     """
@@ -101,6 +107,8 @@ class Trainer:
         self.step = 0
         self.order = np.zeros(0, int)           # the rows that are still to be read, in this order
         self.losses: list[float] = []           # of the steps since the history's last row
+        self.unseen: list[tuple] = []           # what `_look` reads of the steps after these; last: are all finite so far?
+        self.seen = nan                         # the last loss that was read
         self.best: Best | None = None
         self.left: dict[str, tuple[Array, Array]] = {}      # (what fit left in the model, what training had come to)
 
@@ -143,6 +151,7 @@ class Trainer:
             clear_unfinished(self.out)
         written = checkpoints(self.out) if self.out else []
         if resume and written:
+            self.unseen.clear()
             restore(self, written[-1])
         elif written and not self.step:
             raise ValueError(f"Trainer: {self.out} holds a training that reached step {written[-1].stem.split('-')[-1]}. Go on "
@@ -159,60 +168,73 @@ class Trainer:
                     self._add_to_best(trained)
                 rate, start = self.lr * self.schedule(self.step, self.steps), perf_counter()
                 batches = [self.train.batch(rows) for rows in self._next_rows()]
-                loss = self.train_step(batches, rate)
+                self.train_step(batches, rate)
                 self.step += 1
-                self.losses.append(loss)
                 if self.average:
                     self.average.update(self.model, self.step)
                 if watch and self.step >= due and rate > 0:
+                    self._look()
                     watch.check()
                     watch = None
                 tokens, seconds = tokens + sum(b.tokens for b in batches), seconds + perf_counter() - start
-                bar.set_postfix_str(f"loss {loss:.3f}, rate {rate:.1e}, {tokens / seconds:,.0f} tokens/s", refresh=False)
+                bar.set_postfix_str(f"loss {self.seen:.3f}, rate {rate:.1e}, {tokens / seconds:,.0f} tokens/s", refresh=False)
                 bar.update()
                 if self.step % self.evaluate_every == 0 or self.step == self.steps:
                     self._record(rate, tokens / seconds)
                 interrupted = stop()
                 if self.out and (interrupted or self.step % self.checkpoint_every == 0 or self.step == self.steps
                                  or self._stalled()):
+                    self._look()
                     save_checkpoint(self)
                 if interrupted:
                     break
 
-    def train_step(self, batches: list[Batch | ImageBatch], rate: float) -> float:
-        """One step of the optimizer on all these batches together. Returns the mean loss in nats."""
+    def train_step(self, batches: list[Batch | ImageBatch], rate: float) -> Any:
+        """One step of the optimizer on all these batches together. Returns the mean loss in nats, on a GPU as an array ()."""
         self.optimizer.zero_grad()              # what an interrupted or failed step left must not be added to this one
-        before = dict(random.counters)
+        counters, before = dict(random.counters), self.unseen[-1][-1] if self.unseen else 0.0
+        self.optimizer.lr, batches = rate, [batch.to(self.model.device) for batch in batches]
         with sharing():
-            mean = self._backward(batches)
-            norm = clip_grad_norm(self.optimizer.parameters(), self.clip)
-        if not isfinite(mean + norm):           # a finite loss can have an infinite slope
-            random.counters.clear()
-            random.counters.update(before)      # the same dropout again
-            cause = what_went_wrong(self.model, lambda: self._backward(batches))
-            self.optimizer.zero_grad()
-            raise FloatingPointError(f"Trainer: the loss is {mean} and the gradient's norm {norm} at step {self.step}, rate "
-                                     f"{rate:.3g}. {cause}. The weights before this step are intact"
-                                     f"{', the best so far are in the model' if self.best else ''}; try a lower rate")
-        self.optimizer.lr = rate
+            loss = self._backward(batches)
+            norm = self.optimizer.clip(self.clip, before + loss)
+        self.unseen.append((self.step, rate, batches, counters, loss, norm, before + loss + norm))
+        if isinstance(norm, float) or self.step % LOOK == 0:
+            self._look()
         with sharing():
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return mean
+        return loss
 
-    def _backward(self, batches: list[Batch | ImageBatch]) -> float:
-        """Adds the gradient of the mean loss over all targets of all batches; returns the mean."""
+    def _look(self) -> None:
+        """Reads the losses of the steps just done. Raises FloatingPointError for the first that is not finite."""
+        steps, self.unseen = self.unseen, []
+        for step, rate, batches, counters, *numbers, _ in steps:
+            loss, norm = map(float, numbers)
+            if not isfinite(loss + norm):       # a finite loss can have an infinite slope
+                self.step = step
+                random.counters.clear()
+                random.counters.update(counters)                            # the same dropout again
+                cause = what_went_wrong(self.model, partial(self._backward, batches))
+                self.optimizer.zero_grad()
+                raise FloatingPointError(f"Trainer: the loss is {loss} and the gradient's norm {norm} at step {step}, rate "
+                                         f"{rate:.3g}. {cause}. The weights before this step are intact"
+                                         f"{', the best so far are in the model' if self.best else ''}; try a lower rate")
+            self.losses.append(loss)
+            self.seen = loss
+
+    def _backward(self, batches: list[Batch | ImageBatch]) -> Any:
+        """Adds the gradient of the mean loss over all targets of all batches; returns the mean, a number or array ()."""
         totals: dict[str, int] = {}
         for batch in batches:
             for term, count in self.model.counts(batch).items():            # type: ignore[attr-defined]
                 totals[term] = totals.get(term, 0) + count
-        mean = 0.0
+        mean: Any = 0.0
         for batch in batches:
             parts = [loss * (weight / max(totals[term], 1))
                      for term, (loss, _, weight) in self.model.loss(batch).items()]     # type: ignore[attr-defined]
             loss = sum(parts[1:], start=parts[0])
             loss.backward()
-            mean += loss.item()
+            mean += loss.item() if self.model.device == "cpu" else loss.data
         return mean
 
     def _next_rows(self) -> list[np.ndarray]:
@@ -225,6 +247,7 @@ class Trainer:
 
     def _record(self, rate: float, speed: float) -> None:
         """Adds a row to the history, keeps the weights if they are the best so far, writes both to `out`."""
+        self._look()
         row = {"step": self.step, "loss": float(np.mean(self.losses)), "rate": rate, "tokens_per_second": speed}
         peak = peak_mb()
         if peak is not None:
@@ -256,7 +279,7 @@ class Trainer:
     def _add_to_best(self, names: set[str]) -> None:
         """Keeps the weights of these names as the best's, where it has none: what is unfrozen late was what it is now."""
         if self.best and not names <= set(self.best.weights):
-            self.best.weights |= {name: p.data.copy() for name, p in self.model.named_parameters()
+            self.best.weights |= {name: to_device(p.data, "cpu").copy() for name, p in self.model.named_parameters()
                                   if name in names - set(self.best.weights)}
             if self.out:
                 write_tensors(self.out / "best.safetensors", self.best.weights)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...backend import matmul as product
 from .compiled import not_float32, rows_of
-from .linear import add_to_rows, linear_backward
+from .linear import linear_backward, product_and_rest
 
 
 def lora_linear_unsupported(x, weight, bias, A, B, residual, *, scale):
@@ -20,11 +20,10 @@ def lora_linear_unsupported(x, weight, bias, A, B, residual, *, scale):
 def lora_linear_forward(x, weight, bias, A, B, residual, *, scale, needs):
     rows, scale = rows_of(x), np.float32(scale)
     if len(rows) >= len(A.T):
-        y = product(rows, _sum(weight, A, B, scale).T)
+        y = product_and_rest(rows, _sum(weight, A, B, scale), bias, residual)
     else:
-        y = product(rows, weight.T)
+        y = product_and_rest(rows, weight, bias, residual)
         y += product(product(rows, A.T) * scale, B.T)
-    add_to_rows(y, bias, residual)
     kept = rows if needs.weight or needs.A or needs.B else None
     return y.reshape(*x.shape[:-1], len(weight)), (x.shape, kept, weight if needs.x else None,
                                                    A if needs.x or needs.B else None, B if needs.x or needs.A else None, scale)

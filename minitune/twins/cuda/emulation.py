@@ -55,7 +55,9 @@ def build(stem: str, text: str, kernels: Sequence[Any], defines: Sequence[str]) 
     """
     program = text + "".join(map(_entry, kernels))
     sanitize = os.environ.get("MINITUNE_SANITIZE")
-    options = ["-O1", "-g", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else ["-O2"]
+    options = ["-O1", "-g1", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else ["-O2"]
+    if "address" in (sanitize or "") and "clang" not in str(compiler()):
+        options.append("-fsanitize-sections=emulated_shared")
     options += [f"-D{name}" for name in defines]
     library = ctypes.CDLL(str(_built(stem, program, FLAGS + options)))
     return [(kernel, _function(library, kernel)) for kernel in kernels]
@@ -73,7 +75,8 @@ def _built(stem: str, program: str, options: list[str]) -> Path:
     """The compiled library; a file in the user's cache named after all that went into it."""
     gxx = compiler()
     if gxx is None:
-        raise RuntimeError("emulation: needs a C++ compiler, and g++ was not found. Install one, or set CXX to another")
+        raise RuntimeError(f"emulation: needs a C++ compiler, and {os.environ.get('CXX', 'g++')} was not found. Install g++, or "
+                           "set CXX to another compiler")
     key = sha256("\0".join([gxx, *options, program]).encode()).hexdigest()[:24]
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitune" / "emulated"
     library = place / f"{stem}-{key}.so"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,10 +48,15 @@ def folder() -> Path:
 
 
 class Source:
-    """One file of kernels and the kernels in it. `defines` are names that its text expects, such as the head size D."""
+    """One file of kernels and the kernels in it.
 
-    def __init__(self, stem: str) -> None:
-        self.stem = stem
+    It is compiled for the `dtypes` of activations and for each of the `choices` of sizes, such as D=(32, 64, 128). A text that
+    is `given` takes the place of the file's.
+    """
+
+    def __init__(self, stem: str, given: str | None = None, dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+                 **choices: Sizes) -> None:
+        self.stem, self.given, self.dtypes, self.choices = stem, given, dtypes, choices
         self.kernels: dict[str, Kernel] = {}
         self._functions: dict[Any, Any] = {}
         folder()
@@ -61,12 +67,15 @@ class Source:
         return self.kernels[name]
 
     def text(self, device: str = "cuda") -> str:
-        """The file, with what it includes from this folder put into it."""
-        text = (folder() / f"{self.stem}.cu").read_text(encoding="utf-8")
-        for name in ["common.cuh"] + (["emulate/cuda_cpu.h"] if device == "cpu" else []):
-            included = (folder() / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-            text = text.replace(f'#include "{name}"', included)
-        return text
+        """The file, with what it includes from this folder put into it. Compilers name the files and lines they came from."""
+        return _whole(f"{self.stem}.cu", _read(f"{self.stem}.cu") if self.given is None else self.given, device)
+
+    def variants(self) -> list[tuple[str, ...]]:
+        """The defines of every form that the file may be compiled in: each dtype of activations with each choice of sizes."""
+        both = any(p.kind == "T" for kernel in self.kernels.values() for p in kernel.parameters)
+        sizes = [[f"{name}={value}" for value in values] for name, values in sorted(self.choices.items())]
+        return [(*(["BF16"] if dtype == "bfloat16" else []), *chosen) for dtype in self.dtypes if both or dtype == "float32"
+                for chosen in product(*sizes)]
 
     def function(self, name: str, like: Array, defines: tuple[str, ...]) -> Any:
         """The compiled kernel of a name, for the device of an array and these defines."""
@@ -84,6 +93,22 @@ class Source:
     def forget(self) -> None:
         """Compiles anew at the next use: for a text that was changed."""
         self._functions.clear()
+
+
+def _read(name: str) -> str:
+    return (folder() / name).read_text(encoding="utf-8")
+
+
+def _whole(name: str, text: str, device: str) -> str:
+    """A file's text with what it includes put into it; the emulation's part is for the CPU alone."""
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate(text.splitlines(), 1):
+        included = re.fullmatch(r'#include "(.+)"', line)
+        if included and (device == "cpu" or not included[1].startswith("emulate/")):
+            lines += [_whole(included[1], _read(included[1]), device), f'#line {number + 1} "{name}"']
+        else:
+            lines.append("" if line == "#pragma once" else line)
+    return "\n".join(lines) + "\n"
 
 
 class Kernel:
@@ -112,6 +137,9 @@ class Kernel:
             return
         activations = [a for p, a in zip(self.parameters, given, strict=True) if p.kind == "T" and a is not None]
         half = bool(activations) and is_bfloat16(activations[0].dtype)
+        for name, values in self.source.choices.items():
+            if defines.get(name) not in values:
+                raise ValueError(f"{self.name}: {name} must be one of {', '.join(map(str, values))}, got {defines.get(name)}")
         names = (*(["BF16"] if half else []), *(f"{name}={value}" for name, value in sorted(defines.items())))
         function = self.source.function(self.name, arrays[0], names)
         if device_of(arrays[0]) == "cpu":
@@ -119,7 +147,8 @@ class Kernel:
             return
         if shared > MOST_SHARED:
             function.max_dynamic_shared_size_bytes = shared
-        function(grid, block, tuple(given), shared_mem=shared)
+        null = np.uint64(0)                     # CuPy's None would stand for no argument at all
+        function(grid, block, tuple(null if a is None else a for a in given), shared_mem=shared)
 
     def _bound(self, arguments: tuple[Any, ...]) -> list[Any]:
         """All arguments in order, with sizes filled in and numbers as the kernel's types: Python's have 8 bytes."""
@@ -135,8 +164,18 @@ class Kernel:
             if p.dims is not None and not (a is None and p.optional):
                 dtype = self._check(p, a, sizes, dtype)
             given.append(a)
-        return [NUMPY_TYPES[p.kind](sizes[p.name] if p.name in self.filled else a) if p.dims is None else a
+        return [self._number(p, sizes[p.name] if p.name in self.filled else a) if p.dims is None else a
                 for p, a in zip(self.parameters, given, strict=True)]
+
+    def _number(self, p: Parameter, value: Any) -> Any:
+        """The number as the kernel's type."""
+        whole = p.kind != "f32"
+        if not isinstance(value, (int, np.integer, np.bool_)) and (whole or not isinstance(value, (float, np.floating))):
+            raise TypeError(f"{self.name}: {p.name} must be a {'whole ' if whole else ''}number, got {value!r}")
+        try:
+            return NUMPY_TYPES[p.kind](int(value) if whole else value)
+        except OverflowError:
+            raise ValueError(f"{self.name}: {p.name} must fit into {p.kind}, got {value}") from None
 
     def _check(self, p: Parameter, a: Any, sizes: dict[str, int], dtype: Any) -> Any:
         """Raises unless array `a` is what parameter p asks for; returns the dtype of the activations, once it is known."""
@@ -158,7 +197,7 @@ class Kernel:
 
 def _parameter(text: str) -> Parameter:
     parts = re.fullmatch(r"(\w+):(\w+)(?:\[([\w,]*)\])?(\?)?", text)
-    if parts is None or parts[2] not in emulation.C_TYPES:
+    if parts is None or parts[2] not in emulation.C_TYPES or parts[4] and parts[3] is None:
         raise ValueError(f"kernel signature: expected name:type or name:type[dims], got {text!r}")
     dims = None if parts[3] is None else tuple(axis for axis in parts[3].split(",") if axis)
     return Parameter(parts[1], parts[2], dims, bool(parts[4]))

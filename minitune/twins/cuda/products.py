@@ -14,18 +14,23 @@ PLAIN, TRANSPOSED = 0, 1        # cublasOperation_t
 DEFAULT = -1                    # cublasGemmAlgo_t
 
 
+def result_dtype(*arrays: Array | None) -> np.dtype:
+    """The dtype of what is computed from these: bfloat16 where one of them is, else float32."""
+    return next((a.dtype for a in arrays if a is not None and is_bfloat16(a.dtype)), np.dtype(np.float32))
+
+
 def product(a: Array, b: Array, dtype: Any = None, add_to: Array | None = None) -> Array:
     """a @ b for a (M, K) and b (K, N), rounded once, to `dtype` (a's unless given). Transposed views cost nothing.
 
-    Given `add_to` (M, N), contiguous, the product is added to it, in place.
-
-    Where one is bfloat16 the other is rounded to it first. CuPy's own product has no result of another dtype than its inputs,
-    which weight gradients need; so this asks cuBLAS as CuPy does. Without a GPU NumPy computes the same.
+    Given `add_to` (M, N), contiguous, the product is added to it, in place, and it is returned.
+    Where one of a and b is bfloat16 the other is rounded to it first. CuPy's own product has the dtype of its inputs, and
+    weight gradients need another; so this asks cuBLAS as CuPy does. Without a GPU NumPy computes the same.
+    Raises ValueError where shapes do not fit, TypeError for a bfloat16 result of float32 matrices, which cuBLAS has not.
     """
     dtype = np.dtype(a.dtype if dtype is None else dtype) if add_to is None else add_to.dtype
-    if is_bfloat16(a.dtype) != is_bfloat16(b.dtype):
-        half = a.dtype if is_bfloat16(a.dtype) else b.dtype
-        a, b = a.astype(half, copy=False), b.astype(half, copy=False)
+    half = result_dtype(a, b)
+    a, b = a.astype(half, copy=False), b.astype(half, copy=False)
+    _check(a, b, dtype, add_to)
     if device_of(a) == "cpu":
         y = widened(a) @ widened(b)
         if add_to is None:
@@ -38,12 +43,23 @@ def product(a: Array, b: Array, dtype: Any = None, add_to: Array | None = None) 
     return _cublas(cupy, a, b, dtype, add_to)
 
 
+def _check(a: Array, b: Array, dtype: np.dtype, add_to: Array | None) -> None:
+    """cuBLAS sees addresses alone: what does not fit would be read or written past its end."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"product: expected (M, K) and (K, N), got {a.shape} and {b.shape}")
+    if is_bfloat16(dtype) and not is_bfloat16(a.dtype):
+        raise TypeError("product: float32 matrices have a float32 result, bfloat16 was asked for. Round one of them before")
+    if add_to is not None and (add_to.shape != (len(a), b.shape[1]) or not add_to.flags.c_contiguous):
+        raise ValueError(f"product: add_to must be {(len(a), b.shape[1])} and contiguous, got {add_to.shape}, strides "
+                         f"{add_to.strides}")
+
+
 def _cublas(cupy: Any, a: Array, b: Array, dtype: np.dtype, add_to: Array | None) -> Array:
     """cuBLAS stores matrices column by column, so it is asked for y^T = b^T a^T, which lies in memory as y does by rows."""
     (M, K), N = a.shape, b.shape[1]
     y = cupy.empty((M, N), dtype) if add_to is None else add_to
     (left, left_flag, left_step), (right, right_flag, right_step) = _as_stored(cupy, b), _as_stored(cupy, a)
-    one, before = np.ones((), np.float32), np.array(add_to is not None, np.float32)
+    one, before = np.ones((), np.float32), np.array(add_to is not None, np.float32)     # on the host, as CuPy's handle expects
     cupy.cuda.cublas.gemmEx(
         cupy.cuda.device.get_cublas_handle(), left_flag, right_flag, N, M, K, one.ctypes.data,
         left.data.ptr, _type(left), left_step, right.data.ptr, _type(right), right_step, before.ctypes.data,
@@ -53,11 +69,10 @@ def _cublas(cupy: Any, a: Array, b: Array, dtype: np.dtype, add_to: Array | None
 
 def _as_stored(cupy: Any, a: Array) -> tuple[Array, int, int]:
     """(array, flag, leading dimension) of a matrix by rows; neither rows nor columns one after another: a copy."""
-    rows, columns = a.shape
-    step, size = max(columns, 1) * a.itemsize, a.itemsize
-    if a.strides == (step, size) or rows == 1 and a.strides[1] == size:
+    (rows, columns), size = a.shape, a.itemsize
+    if a.strides == (columns * size, size):
         return a, PLAIN, columns
-    if a.strides == (size, rows * size) or columns == 1 and a.strides[0] == size:
+    if a.strides == (size, rows * size):
         return a, TRANSPOSED, rows
     return cupy.ascontiguousarray(a), PLAIN, columns
 

@@ -28,7 +28,7 @@ for name in DROPPED:                            # before NumPy: an inherited cho
 import numpy as np
 
 import minitune as mt
-from minitune.backend import keep_large_blocks
+from minitune.cores import keep_large_blocks
 from minitune.data import Batch, LanguageModelSet, Tokenizer
 from minitune.formats.folder import write_text
 from minitune.models import AWDLSTM, AWDLSTMConfig

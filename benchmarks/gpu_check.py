@@ -1,13 +1,14 @@
 """One prepared run for a rented GPU: what only a GPU can show, in minutes, without a network.
 
     python benchmarks/gpu_check.py --out results                    # all parts, about 12 minutes
-    python benchmarks/gpu_check.py --out results --parts tests,twice,curves,kernels
+    python benchmarks/gpu_check.py --out results --parts tests,twice,curves,kernels --seconds 300
     python benchmarks/gpu_check.py --out results --emulated         # without a GPU: that every part runs
 
-Parts: the tests of the kernels; every kernel twice, with equal bits; the demo's model trained on the CPU in float32 and on the
-GPU in bfloat16, whose losses must go together; benchmarks/gpu_kernels.py; benchmarks/gpu_train_step.py. A part that fails, or
-runs past its time, stops no other. Below --out ($OUT unless given) stand check.json, the JSON of each part, and log.txt with
-all that was printed. Ends with 1 where a part failed.
+Parts: tests, every twin on the GPU against its reference; twice, every kernel two times, with equal bits; curves, the demo's
+model trained on the CPU in float32 and on the GPU in bfloat16, whose losses and gradients must agree; kernels and train, the
+two benchmarks, gpu_kernels.py and gpu_train_step.py; emulation, the kernels' tests of which the GPU is no part, with the
+compilers of this machine. A part that fails, or runs past its time, stops no other. Below --out ($OUT unless given) stand
+check.json, the JSON of each part, and log.txt with all that was printed. Ends with 1 where a part failed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 from gpu_kernels import OPERATIONS, SHAPES, Case, Passes, Place, Skip, told, write
 from measure import DROPPED, ROOT, Row, gpu, machine, no_gpu
 
-LIMITS = {"tests": 200, "twice": 120, "curves": 120, "kernels": 240, "train": 420}      # seconds of each part
+LIMITS = {"tests": 90, "twice": 60, "curves": 90, "kernels": 200, "train": 420, "emulation": 120}       # seconds of each part
 LEAST = 5                                       # with less time left a part is not begun
 STEPS, AGAIN, WINDOW, RISE, LR = 300, 40, 25, 30, 2e-3          # of the two trainings; the first AGAIN steps are run twice
 # What rounding may cost: bfloat16 keeps 8 digits, so an activation is off by up to 2^-9 of itself, and two trainings part
@@ -71,9 +72,11 @@ def main() -> None:
 def commands(out: Path, emulated: bool) -> dict[str, list[str]]:
     """What each part starts."""
     here, quick = ROOT / "benchmarks", ["--quick", "--emulated"] if emulated else []
-    workers = ["-n", "8"] if find_spec("xdist") and not emulated else []
-    tests = ["tests/ops/test_twins.py", *(["-k", "cuda/swiglu"] if emulated else ["tests/kernels"])]
-    return {"tests": ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default::DeprecationWarning", *workers, *tests],
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default::DeprecationWarning"]
+    pytest += ["-n", "8"] if find_spec("xdist") and not emulated else []
+    few = "swiglu" if emulated else ""          # of the emulated run the tests are no part: it shows that they are found
+    return {"tests": [*pytest, "tests/ops/test_twins.py", "-k", f"cuda/{few}"],
+            "emulation": [*pytest, f"tests/kernels/test_{few}.py" if few else "tests/kernels"],
             "twice": [__file__, "--child", "twice", str(out / "twice.json"), str(int(emulated))],
             "curves": [__file__, "--child", "curves", str(out / "curves.json"), str(int(emulated))],
             "kernels": [str(here / "gpu_kernels.py"), "--json", str(out / "gpu_kernels.json"), *quick],

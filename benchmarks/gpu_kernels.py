@@ -130,6 +130,9 @@ def measured(waiting: list[list[str]], emulated: bool) -> Iterator[Row]:
         command = [sys.executable, __file__, "--child", json.dumps({"waiting": waiting, "emulated": emulated})]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
             for line in lines_of(child):
+                if not line.startswith("{"):    # what a library prints is no row
+                    print(line, end="", file=sys.stderr)
+                    continue
                 row = json.loads(line)
                 if "done" in row:
                     waiting = waiting[1:]
@@ -243,8 +246,8 @@ class Place:
         from minitune.devices import float_dtype
         self.emulated, self.np, self.bfloat16 = emulated, np, float_dtype("bfloat16")
         self.xp = np if emulated else import_module("cupy")
-        self.torch = sys.modules.get("torch")
-        self.functional: Any = self.torch and self.torch.nn.functional
+        self.torch: Any = sys.modules.get("torch")
+        self.functional = self.torch and self.torch.nn.functional
         self.numbers = np.random.default_rng(0).standard_normal((1 << 20) - 3, np.float32)     # no power of 2: rows differ
         self.made = 0
 
@@ -255,7 +258,8 @@ class Place:
 
     def array(self, a: Any, half: bool = False) -> Any:
         """For minitune."""
-        return self.xp.asarray(a.astype(self.bfloat16) if half else a)
+        there = self.xp.asarray(a)
+        return there.astype(self.bfloat16) if half else there
 
     def tensor(self, a: Any, half: bool = True) -> Any:
         """For PyTorch, rounded alike."""
@@ -443,7 +447,7 @@ def rope(place: Place, s: Row) -> Iterator[Passes]:
 
     def turned(x: Any, _: Any) -> Any:
         x1, x2 = x.chunk(2, -1)
-        return cos.new_empty(0) if place.torch is None else place.torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
+        return place.torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
 
     cos, sin = (place.tensor(f(angles)) if place.torch else None for f in (np.cos, np.sin))
     yield Passes("rope", "rope", {"x": place.normal(B, T, H, D), "positions": positions}, "x", ("4 N C bytes", "4 N C bytes"),

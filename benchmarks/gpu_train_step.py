@@ -24,6 +24,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import wraps
 from importlib import import_module
+from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
 
@@ -48,6 +49,7 @@ from measure import (
 CONFIGS = {"124M": "full", "124M short": "full", "355M": "lora"}            # size: what trains
 NAMES = {"minitune": "minitune", "torch": "PyTorch", "hugging_face": "Hugging Face (LoRA: PEFT)",
          "compile": "PyTorch, torch.compile"}
+NEEDS = {"minitune": (), "torch": ("torch",), "hugging_face": ("torch", "transformers", "peft"), "compile": ("torch",)}
 FIRST, WARM = 5, 3                              # steps whose losses are told, and further ones before the clock runs
 BLOCKS, STEPS = 5, 10                           # timed; after every tenth step minitune's trainer looks at the losses
 WAITING = ("get", "item", "tolist", "__float__", "__int__", "__bool__", "__array__")        # of cupy.ndarray
@@ -77,9 +79,12 @@ def main() -> None:
         parser.error("--quick and --emulated go together: the emulation is thousands of times slower than a GPU")
     if options.quick and options.json and options.json.resolve().parent == ROOT / "benchmarks" / "results":
         parser.error("--quick only shows that everything runs: give --json a FILE elsewhere")
+    names = [name for name in options.names.split(",") if all(map(find_spec, NEEDS[name]))]
+    if absent := set(options.names.split(",")) - set(names):
+        print(f"left out, for what they need is not installed: {', '.join(sorted(absent))}", file=sys.stderr)
     configs = {"tiny": "full"} if options.quick else {name: CONFIGS[name] for name in options.configs.split(",")}
     arms = [{"name": name, "size": size, "mode": mode, "emulated": options.emulated}
-            for size, mode in configs.items() for name in options.names.split(",")]
+            for name in names for size, mode in configs.items()]
     measure(arms, options, machine() | ({"emulated": True} if options.emulated else gpu()))
 
 
@@ -165,7 +170,8 @@ def page() -> list[str]:
 def measure_arm(name: str, size: str = "", mode: str = "", emulated: bool = False) -> Row:
     """Losses, times and memory of an arm; or what the card can do at best."""
     if name == "bounds":
-        import_module("torch")
+        if find_spec("torch"):
+            import_module("torch")
         return gpu_bounds()
     emulation = import_module("minitune").emulated_gpu if emulated and name == "minitune" else nullcontext
     with warnings.catch_warnings(record=True) as told, emulation():

@@ -298,7 +298,12 @@ def machine() -> Row:
             "vector_flags": sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx", "fma", "asimd", "sve"))),
             "system": platform.system(), "python": platform.python_version(), "versions": versions(),
             "threads_set": {name: os.environ[name] for name in THREADS if name in os.environ},
-            "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])}
+            "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_place, sys.argv[1:])])}
+
+
+def _without_place(argument: str) -> str:
+    """A file without its folders, which are one machine's own."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:

@@ -11,7 +11,8 @@ from measure import LORA_ALPHA, RATE, R, Size, tokens
 
 import minitune as mt
 from minitune import models, tune
-from minitune.backend import keep_large_blocks, twins_in
+from minitune.backend import twins_in
+from minitune.cores import keep_large_blocks
 from minitune.data import Batch, LanguageModelSet
 from minitune.nn.parameter import shapes_only
 from minitune.ops.linear_cross_entropy import ROWS

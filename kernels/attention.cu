@@ -257,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     UNROLLED(half, 2) {
         int t = row + 8 * half;
         float all = row_sum(total[half]);
-        write(head_of(y, T, H, b, h), t, sums, half, all == 0 ? 0 : 1 / all);                      // nothing seen: exactly 0
+        write(head_of(y, T, H, b, h), t, sums, half, all == 0 ? 0 : 1 / all);       // nothing seen: exactly 0
         if (t < T && threadIdx.x % 4 == 0)
             log_sum[((long long)b * H + h) * T + t] = all == 0 ? 0 : scale * largest[half] + log2f(all);
     }
@@ -270,12 +270,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_delta(
     long long at = (long long)blockIdx.x * 256 + threadIdx.x, row = at / CHUNKS;    // (b, t, h)
     float sum = 0;
     if (row < (long long)B * T * H) {
-        Chunk ours = ((const Chunk*)y)[at], theirs = ((const Chunk*)grad)[at];
-        UNROLLED(w, 4) {
-            bf16 upper[2] = {{(unsigned short)(ours.word[w] >> 16)}, {(unsigned short)(theirs.word[w] >> 16)}};
-            bf16 lower[2] = {{(unsigned short)ours.word[w]}, {(unsigned short)theirs.word[w]}};
-            sum += to_float(lower[0]) * to_float(lower[1]) + to_float(upper[0]) * to_float(upper[1]);
-        }
+        Pack left = ((const Pack*)y)[at], right = ((const Pack*)grad)[at];
+        UNROLLED(i, PACK) sum += to_float(left.at[i]) * to_float(right.at[i]);
     }
     for (int lane = CHUNKS / 2; lane; lane /= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, lane);
     if (row < (long long)B * T * H && at % CHUNKS == 0) delta[(row / H / T * H + row % H) * T + row / H % T] = sum;

@@ -6,7 +6,6 @@ the mathematics in `ops/` is written once.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import warnings
 from collections import defaultdict
@@ -55,21 +54,6 @@ def matmul(a: Array, b: Array) -> Array:
     if device_of(a) == "cuda" or a.ndim < 2 or b.ndim < 2 or not alike:
         return a @ b
     return multiply(a, b)
-
-
-@cache
-def keep_large_blocks() -> None:
-    """Has the C library keep freed memory for the next step instead of giving it back, which costs a fifth of a step.
-
-    Only glibc knows these settings (mallopt); elsewhere this does nothing. Called by the trainer, never by import.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3             # malloc.h
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    if libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25):     # older ones take 32 MB
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 # ---- Twins: faster versions of operations, found by name ---------------------------------------------------------

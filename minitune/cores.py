@@ -1,4 +1,4 @@
-"""Who uses which cores: one team of threads, for matrix products and compiled loops alike. The one place that decides it.
+"""How a CPU is used: one team of threads, for matrix products and compiled loops alike, and memory that is kept.
 
 A BLAS library has threads of its own. Between two products they spin, some 25 ms long in OpenBLAS, on the very cores that the
 loops between the products would need, and beside another busy process they wait for each other many times longer than they
@@ -9,12 +9,13 @@ like, or threadpoolctl.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
+from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -116,6 +117,21 @@ def divided(a: Any, b: Any, y: Any) -> tuple[Work, int]:
 def multiplications(a: Any, b: Any) -> int:
     """How long a @ b takes a core, in multiplications."""
     return max(1, a.size * b.shape[-1] + READ * (a.size + b.size))
+
+
+@cache
+def keep_large_blocks() -> None:
+    """Has the C library keep freed memory for the next step instead of giving it back, which costs a fifth of a step.
+
+    Only glibc knows these settings (mallopt); elsewhere this does nothing. Called by the trainer, never by import.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3             # malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    if libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25):     # older ones take 32 MB
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 # ---- The team ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ parameters, their gradients, sums and losses stay float32. On a CPU in float32 n
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from importlib import import_module
 from types import ModuleType
@@ -48,6 +49,15 @@ def to_device(array: Array, device: str) -> Array:
     if not cupy.cuda.is_available():
         raise RuntimeError('device: "cuda" was asked for, and CuPy finds no GPU with a driver here. Use device="cpu"')
     return cupy.asarray(array)
+
+
+def moved(batch: Any, device: str) -> Any:
+    """A batch with its arrays on "cpu" or "cuda", integers as int32 there, and what it was made from as its `host`."""
+    if device_of(batch.targets) == device or batch.host:
+        return batch.host if device == "cpu" and batch.host else batch
+    arrays = {f.name: to_device(a.astype(np.int32) if a.dtype.kind in "iu" else a, device) for f in fields(batch)
+              if hasattr(a := getattr(batch, f.name), "dtype")}
+    return type(batch)(**arrays, host=batch if device == "cuda" else None)
 
 
 # ---- bfloat16 ----------------------------------------------------------------------------------------------------

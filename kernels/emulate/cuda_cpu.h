@@ -175,7 +175,8 @@ inline std::string who_waits() {
     return names;
 }
 
-// Shared memory holds NaN when a block starts. The address sanitizer, which watches what lies between its arrays, need not watch this.
+// Shared memory holds NaN when a block starts. The address sanitizer watches what lies between its arrays; here it is told to
+// look away.
 #ifdef __SANITIZE_ADDRESS__
 __attribute__((no_sanitize("address")))
 #endif

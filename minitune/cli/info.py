@@ -14,16 +14,18 @@ import numpy as np
 
 from .. import __version__, backend
 from ..cores import cores, sharing
+from ..devices import to_device
 
 LIMITS = {"openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
           "blis": ("BLIS_NUM_THREADS", "OMP_NUM_THREADS")}      # the first that is set counts
 WITH_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")      # of OpenBLAS's kernels
 TWINS = Path(backend.__file__).parent / "twins" / "cpu"
+CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")                 # what its packages are called
 
 
 def add_command(commands: Any) -> None:
     """Adds the command to the parser."""
-    parser = commands.add_parser("info", help="versions, cores, BLAS, compiled twins, data sets",
+    parser = commands.add_parser("info", help="versions, cores, BLAS, compiled twins, GPU, data sets",
                                  description="Shows what minitune found on this machine, and what would make it faster.")
     parser.set_defaults(run=run)
 
@@ -32,9 +34,10 @@ def run(options: Any) -> None:
     """Prints what was found, then what to mend."""
     rows = {"minitune": __version__, "Python": f"{platform.python_version()} on {platform.platform()}",
             "cores": f"{_cores_there()}, minitune uses {cores()}", "BLAS": _blas()}
-    for package in ("numpy", "tokenizers", "safetensors", "numba", "cupy", "matplotlib", "scikit-learn"):
+    for package in ("numpy", "tokenizers", "safetensors", "numba", "matplotlib", "scikit-learn"):
         rows[package] = _version(package)
     rows |= _twins()
+    rows["GPU"] = _gpu()
     folder = os.environ.get("MINITUNE_DATA")
     rows["MINITUNE_DATA"] = folder or "not set (pydocs needs no files)"
     for name, value in rows.items():
@@ -86,6 +89,21 @@ def _kept() -> str:
     folder, files = os.environ.get("NUMBA_CACHE_DIR"), f"*.py{sys.version_info.major}{sys.version_info.minor}*.nbi"
     places = {file.parent for file in (Path(folder).glob(f"cpu_*/{files}") if folder else TWINS.glob(f"__pycache__/{files}"))}
     return f"kept in {', '.join(sorted(map(str, places)))}" if places else "made when first used, in about half a minute"
+
+
+def _gpu() -> str:
+    """The GPU and what speaks to it, or why there is none; and what runs the CUDA kernels without one."""
+    found = [version for package in CUPY if (version := _version(package)) != "not installed"]
+    cupy = f"CuPy {found[0]}" if found else "CuPy is not installed"
+    try:
+        module = backend.array_module(to_device(np.zeros(1, np.float32), "cuda"))
+        return f"{module.cuda.runtime.getDeviceProperties(0)['name'].decode()}, {cupy}"
+    except RuntimeError as missing:
+        reason = f"cannot be imported ({missing.__cause__})" if missing.__cause__ else "finds no GPU with a driver"
+    emulation = backend.twins_in("cuda", "emulation")
+    compiler = emulation and emulation.compiler()
+    emulated = f"can be emulated by {compiler}" if compiler else "cannot be emulated: g++ is not installed"
+    return f"none: {cupy} {reason if found else ''}".rstrip() + f". CUDA kernels {emulated}"
 
 
 def warn_of_slow_settings() -> None:

@@ -7,11 +7,14 @@ import json
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from ..data import Dataset
+from ..devices import to_device
 from ..experiments import Pretraining, pretrain
 from ..formats.folder import write_text
 from ..models import GPT
-from .arguments import add_data, natural, positive
+from .arguments import add_data, add_device, natural, positive
 from .evaluate import draw_history
 from .model_card import model_card
 from .run_folder import add_run, begin, finish, open_run
@@ -34,17 +37,19 @@ def add_command(commands: Any) -> None:
                             help=f"{meaning} (default: {defaults[name]})")
     parser.add_argument("--lr", type=float, default=defaults["lr"], metavar="RATE", help=f"default: {defaults['lr']}")
     parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: Any) -> None:
     """Reads, pre-trains, records."""
     options, dataset = open_run(options)
+    to_device(np.zeros(1), options.device)      # raises where there is none, before anything is written
     if not options.resume:
         begin(options)
     settings = Pretraining(**{name: getattr(options, name) for name in (*SIZES, "lr", "seed")})
     folder = options.out / "model"
-    model = pretrain(dataset, folder, settings, out=options.out)
+    model = pretrain(dataset, folder, settings, out=options.out, device=options.device, dtype=options.dtype)
     results = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
     perplexity = results["perplexity"]
     print(f"\nPre-trained: {model}\nPerplexity on held-out text: {perplexity:.1f}")

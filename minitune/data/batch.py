@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 
-from ..devices import array_module, device_of, to_device
+from ..devices import array_module, device_of, moved
 from ..ops import IGNORE
 from .dataset import Split
 from .tokenizer import Tokenizer
@@ -150,15 +149,6 @@ class Batch:
         time = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         targets = np.concatenate([ids[:, 1:], np.full((len(ids), 1), IGNORE)], 1)
         return cls(ids, time, np.zeros_like(time), time, targets)
-
-
-def moved(batch: Any, device: str) -> Any:
-    """A batch with its arrays on "cpu" or "cuda", integers as int32 there, and what it was made from as its `host`."""
-    if device_of(batch.targets) == device or batch.host:
-        return batch.host if device == "cpu" and batch.host else batch
-    arrays = {f.name: to_device(a.astype(np.int32) if a.dtype.kind in "iu" else a, device) for f in fields(batch)
-              if hasattr(a := getattr(batch, f.name), "dtype")}
-    return type(batch)(**arrays, host=batch if device == "cuda" else None)
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import mode, random
+from ..devices import moved
 from ..ops import IGNORE
-from .batch import fingerprint, moved
+from .batch import fingerprint
 from .images import ImageSplit
 
 

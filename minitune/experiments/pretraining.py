@@ -39,14 +39,15 @@ BASE = Pretraining(n_layer=2, steps=1200)        # fine-tuned it does as well as
 
 
 def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None = None, progress: bool = True,
-             out: str | Path | None = None) -> GPT:
+             out: str | Path | None = None, device: str = "cpu", dtype: str | None = None) -> GPT:
     """The GPT pre-trained on `dataset.unlabelled`, with its tokenizer, saved in `folder`.
 
     Where there are no unlabelled texts, the training texts are read. A folder that holds a model of the same settings and
     texts is read instead; an interrupted pre-training goes on from its last checkpoint. pretraining.json records the
     settings, the texts' fingerprint and the perplexity on what was held out, the validation texts or else the last rows;
-    history.csv, in `out` if that is given, how it went. Raises ValueError for a data set without texts or with too few, and
-    where the folder holds another model or the beginning of one: it is not overwritten.
+    history.csv, in `out` if that is given, how it went. `device` and `dtype` are those of `Module.to`, and no part of the
+    record. Raises ValueError for a data set without texts or with too few, and where the folder holds another model or the
+    beginning of one: it is not overwritten.
     """
     settings, folder, out = settings or Pretraining(), Path(folder), Path(out or folder)
     asked = asdict(settings) | {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "version": dataset.version}
@@ -59,6 +60,7 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
         return model
     backend.seed(settings.seed)
     model, train, valid = _model_and_rows(dataset, settings)
+    model.to(device, dtype)
     trainer = Trainer(model, train, valid, steps=settings.steps, lr=settings.lr, batch_size=settings.batch_size,
                       schedule="cosine", out=out, progress="pre-training" if progress else False)
     write_text(record, json.dumps(asked, indent=2) + "\n")          # whose the checkpoints are

@@ -20,14 +20,12 @@ from .pretrained import Pretrained
 
 def pool_first(x: Tensor, valid: Array) -> Tensor:
     """The first token of each row. (B, T, C) -> (B, C)"""
-    xp = array_module(valid)
-    return x[xp.arange(len(valid)), xp.argmax(valid, 1)]
+    return x[array_module(valid).arange(len(valid)), valid.argmax(1)]
 
 
 def pool_last(x: Tensor, valid: Array) -> Tensor:
     """The last token of each row: a causal model has read the whole text there. (B, T, C) -> (B, C)"""
-    xp = array_module(valid)
-    return x[xp.arange(len(valid)), valid.shape[1] - 1 - xp.argmax(valid[:, ::-1], 1)]
+    return x[array_module(valid).arange(len(valid)), valid.shape[1] - 1 - valid[:, ::-1].argmax(1)]
 
 
 def pool_mean(x: Tensor, valid: Array) -> Tensor:
@@ -134,8 +132,8 @@ class PooledHead(Head):
         """The features x (B, T, C) of a batch -> logits (B, outputs)"""
         if self.pooling == "cls":
             return self.head(self.backbone.pool(x, batch.valid))
-        xp = array_module(x.data)
-        valid = xp.ones(x.shape[:2], bool) if batch.valid is None else batch.valid      # an image has no padding
+        # an image has no padding
+        valid = array_module(x.data).ones(x.shape[:2], bool) if batch.valid is None else batch.valid
         return self.head(POOLINGS[self.pooling](x, valid))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Tokenizer
+from ..devices import to_device
 from ..formats.family import Family
 from ..formats.folder import write_model
 from ..formats.own import OwnFamily
@@ -37,7 +38,7 @@ class Pretrained:
         Raises ValueError for a model with adapters in it: merge or remove them first.
         """
         backbone: Any = getattr(self, "backbone", self)
-        state = self.state_dict()                       # type: ignore[attr-defined]
+        state = {name: to_device(array, "cpu") for name, array in self.state_dict().items()}     # type: ignore[attr-defined]
         return backbone.family.write(backbone.config, state, self.kind, self.settings())
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> None:

@@ -31,5 +31,4 @@ class Conv2d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, F, OH, OW)"""
-        x = x if self.dtype is None else ops.cast(x, self.dtype)
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return ops.conv2d(ops.cast(x, self.dtype), self.weight, self.bias, self.stride, self.padding)

@@ -36,8 +36,7 @@ class Embedding(Module):
 
     def forward(self, ids: Array) -> Tensor:
         """ids (...) integers -> (..., C)"""
-        x = ops.embedding(self.weight, ids)
-        return x if self.dtype is None else ops.cast(x, self.dtype)
+        return ops.cast(ops.embedding(self.weight, ids), self.dtype)
 
     def effective_weight(self) -> Tensor:
         """The (V, C) table, which a tied head multiplies with."""

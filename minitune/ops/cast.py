@@ -9,14 +9,14 @@ from ..tensor import Tensor, apply
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
-    """x as "float32", "bfloat16" or "float64", rounded to the nearest; its gradient comes back in x's own dtype.
+    """x as "float32", "bfloat16" or "float64", rounded to the nearest; None: as it is. Its gradient comes back in x's own dtype.
 
     A model in bfloat16 casts once, where its activations begin. Raises ValueError for another dtype.
 
     >>> cast(Tensor([1.0, 2.0]), "float64").dtype
     dtype('float64')
     """
-    dtype = float_dtype(dtype)
+    dtype = x.dtype if dtype is None else float_dtype(dtype)
     return x if x.dtype == dtype else apply(cast_forward, cast_backward, x, dtype=dtype)
 
 

@@ -144,13 +144,11 @@ class AdamW(Optimizer):
         self.betas, self.eps = betas, eps
 
     def clip(self, max_norm: float, loss: Any = 0.0) -> Any:
-        run = self._together("clip_all")
-        return run(self, max_norm, loss) if run else super().clip(max_norm, loss)
+        return (self._together("clip_all") or Optimizer.clip)(self, max_norm, loss)
 
     def step(self) -> None:
         """As of every optimizer; on a GPU all parameters move in one launch."""
-        run = self._together("adamw_all")
-        return run(self) if run else super().step()
+        (self._together("adamw_all") or Optimizer.step)(self)
 
     def _together(self, name: str) -> Callable | None:
         """The twin of all parameters at once; None where there is none, or where a subclass updates in another way."""

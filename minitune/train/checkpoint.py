@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,41 +17,14 @@ from ..backend import Array, array_module, random
 from ..devices import to_device
 from ..formats.folder import read_state, write_state
 from ..nn import Module
-from ..optim import SCHEDULES, Optimizer, Schedule
+from ..optim import SCHEDULES
 from ..optim.optimizers import Slot
-from .average import WeightAverage
-from .evaluate import BatchSet
-from .history import Best, History
+from .history import Best
+
+if TYPE_CHECKING:                               # a trainer writes checkpoints, so this file cannot import it
+    from .trainer import Trainer
 
 KEPT = 2
-
-
-class Training(Protocol):
-    """What a checkpoint is of: all that a training was told, and all that it has come to. A Trainer is one."""
-
-    model: Module
-    train: BatchSet
-    valid: BatchSet | None
-    out: Path | None
-    steps: int
-    lr: float
-    batch_size: int
-    accumulate: int
-    schedule: Schedule
-    clip: float
-    evaluate_every: int
-    keep_best: bool
-    patience: int | None
-    min_steps: int
-    settings: dict[str, Any]
-
-    step: int
-    optimizer: Optimizer
-    average: WeightAverage | None
-    best: Best | None
-    order: np.ndarray
-    losses: list[float]
-    history: History
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -75,7 +48,7 @@ def remove_checkpoints(out: Path) -> None:
         (out / "checkpoints").rmdir()
 
 
-def save_checkpoint(trainer: Training) -> Path:
+def save_checkpoint(trainer: Trainer) -> Path:
     """Writes a checkpoint of the step just ended, and then removes all but the last two."""
     assert trainer.out is not None
     file = trainer.out / "checkpoints" / f"step-{trainer.step:08d}.safetensors"
@@ -85,7 +58,7 @@ def save_checkpoint(trainer: Training) -> Path:
     return file
 
 
-def restore(trainer: Training, file: Path) -> None:
+def restore(trainer: Trainer, file: Path) -> None:
     """Makes a trainer what it was when it wrote a checkpoint.
 
     Raises ValueError, before anything is changed, where the file is damaged or of a training with other settings, data,
@@ -114,7 +87,7 @@ def restore(trainer: Training, file: Path) -> None:
     trainer.history.rows = state["history"]
 
 
-def _capture(trainer: Training) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _capture(trainer: Trainer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     named, slots = dict(trainer.model.named_parameters()), trainer.optimizer.slots
     written = {name: p for name, p in named.items() if p.requires_grad or id(p) in slots}
     held = {name: slots[id(p)] for name, p in written.items() if id(p) in slots}
@@ -133,7 +106,7 @@ def _capture(trainer: Training) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return state, {name: to_device(array, "cpu") for name, array in arrays.items()}
 
 
-def settings_of(trainer: Training) -> dict[str, Any]:
+def settings_of(trainer: Trainer) -> dict[str, Any]:
     """All that must be the same at the beginning for a training to be the same, as JSON-able values."""
     names = {function: name for name, function in SCHEDULES.items()}
     moving = ("groups", "slots", "lr", "clipping")
@@ -165,7 +138,7 @@ def _data(dataset: Any) -> str:
     return "none" if dataset is None else f"{len(dataset)} rows, {getattr(dataset, 'fingerprint', 'no digest')}"
 
 
-def _check(trainer: Training, state: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) -> None:
+def _check(trainer: Trainer, state: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) -> None:
     then, now = state["settings"], trainer.settings
     named, written = dict(trainer.model.named_parameters()), _under("weights", arrays)
     wrong = [f"{name} is not in this model" for name in sorted({*written, *state["trainable"]} - set(named))]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..backend import Array, keep_large_blocks, random
-from ..cores import sharing
+from ..backend import Array, random
+from ..cores import keep_large_blocks, sharing
 from ..data import Batch, ImageBatch
 from ..devices import to_device
 from ..formats.folder import write_tensors

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..devices import device_of, to_device
 from ..nn import Dropout, Linear, Module, Parameter, filled, uniform
 from ..tensor import Tensor
 from .freezing import freeze
@@ -30,6 +31,8 @@ class LoRALinear(Module):
         self.A = uniform((r, inputs), 1 / sqrt(inputs), decays=True)
         self.B = filled((outputs, r), 0.0, decays=True)
         self.dropout = Dropout(lora_dropout)
+        for p in self.A, self.B:                # where the layer is that they adapt
+            p.data = to_device(p.data, device_of(base.weight.data))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) or None -> (..., out)"""

@@ -87,6 +87,7 @@ def test_after_a_process_that_dies_hangs_or_loses_its_gpu_the_next_goes_on(tmp_p
     script = tmp_path / "child.py"
     script.write_text(f"""
 import json, os, sys, time
+print("a library's word")
 for name, shape in json.loads(sys.argv[2])["waiting"]:
     if name == "dies": os._exit(9)
     if name == "hangs": time.sleep(60)
@@ -161,12 +162,12 @@ def test_kernels_are_measured_on_arrays_of_a_gpu(cupy, monkeypatch, capsys):
 
 @needs_gxx
 def test_a_step_is_measured_on_a_gpu_and_looks_at_it_once_in_ten_steps(cupy, monkeypatch):
-    for name, value in {"BLOCKS": 2, "STEPS": 10, "WARM": 0}.items():
-        monkeypatch.setattr(gpu_train_step, name, value)
+    monkeypatch.setattr(gpu_train_step, "FIRST", 2)
+    monkeypatch.setattr(gpu_train_step, "WARM", 0)
+    monkeypatch.setattr(gpu_train_step, "time_blocks", lambda step, finish, blocks, steps: [7.0] * blocks)
     monkeypatch.setitem(measure.GPU_SIZES, "tiny", measure.Size(17, 32, 1, 1, 4, 1))
     row = gpu_train_step.measure_arm("minitune", "tiny", "full")
-    assert len(row["losses"]) == gpu_train_step.FIRST and len(row["times_ms"]) == 2
-    assert row["losses"][-1] < row["losses"][0]
+    assert row["losses"][1] < row["losses"][0] and row["times_ms"] == [7.0] * gpu_train_step.BLOCKS
     assert (row["peak_mb"], row["reserved_mb"], row["device_mb"]) == (1, 3, 4)
     assert len(row["waits"]) == 10 and sum(map(bool, row["waits"])) == 1
     assert row["warnings"] == []
@@ -191,6 +192,23 @@ def test_memory_counts_what_is_given_out_and_taken_back(cupy):
     assert gpu_train_step.cupy_memory(step)["peak_mb"] == 1 + 6
 
 
+def test_blocks_of_steps_end_with_one_wait():
+    calls = []
+    times = gpu_train_step.time_blocks(lambda: calls.append("step"), lambda: calls.append("wait"), 2, 3)
+    assert calls == ["step", "step", "step", "wait"] * 2 and len(times) == 2
+
+
+def test_an_arm_that_takes_too_long_is_ended(tmp_path):
+    script = tmp_path / "arm.py"
+    script.write_text("import time; time.sleep(60)")
+    assert measure.run_child(str(script), {}, limit=0.5) == {"error": "ended after 0 s without a result"}
+
+
+def test_a_command_names_no_place(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/me/gpu_kernels.py", "--json", "/home/me/out.json", "--rounds", "1"])
+    assert measure.machine()["command"] == "python benchmarks/gpu_kernels.py --json out.json --rounds 1"
+
+
 def test_the_card_is_told(cupy):
     assert measure.no_gpu() is None
     assert measure.gpu() | {"gpu_versions": 0} == {"card": "none", "card_mb": 9, "driver": 13000, "runtime": 13000,
@@ -212,7 +230,7 @@ def test_without_a_gpu_one_line_says_so(script, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_all_arms_take_the_same_steps(mode, torch, monkeypatch):
     """In bfloat16: an activation is off by 2^-9 of itself, a loss of 4.2 by a few thousandths after some steps."""
-    monkeypatch.setitem(measure.GPU_SIZES, "tiny", replace(measure.GPU_SIZES["tiny"], B=4))
+    monkeypatch.setattr(gpu_train_step, "FIRST", 3)
     ours, plain = (gpu_train_step.measure_arm(name, "tiny", mode, emulated=True) for name in ("minitune", "torch"))
     steps = 1 if mode == "lora" else None       # afterwards PyTorch's one adapter for query, key and value differs from three
     np.testing.assert_allclose(ours["losses"][:steps], plain["losses"][:steps], 0, 0.005)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,10 @@ from own_data import contents
 
 from minitune import cli
 from minitune.devices import device_of
+from minitune.twins.cuda import emulation
+
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+import standin_cupy  # noqa: E402
 
 
 def run(*arguments):
@@ -16,14 +22,14 @@ def run(*arguments):
 
 
 def commands(base, run_folder, table, out):
-    return {"finetune": (table, "--base", base, "--out", out), "evaluate": (run_folder,),
-            "predict": (run_folder, "a wave"), "generate": (base, "a")}
+    return {"pretrain": (table, "--kind", "text", "--text", "text", "--out", out), "evaluate": (run_folder,),
+            "finetune": (table, "--base", base, "--out", out), "predict": (run_folder, "a wave"), "generate": (base, "a")}
 
 
-@pytest.mark.parametrize("command", ["finetune", "evaluate", "predict", "generate"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "evaluate", "predict", "generate"])
 def test_without_a_gpu_a_command_says_so_in_one_line_and_writes_nothing(command, base, run_folder, table, tmp_path, monkeypatch,
                                                                         capsys):
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
     before = contents(run_folder)
     assert run(command, *commands(base, run_folder, table, tmp_path / "out")[command], "--device", "cuda") == 2
     line, = capsys.readouterr().err.splitlines()
@@ -51,6 +57,35 @@ def test_a_model_tuned_in_bfloat16_is_evaluated_and_saved_as_any_other(base, tab
     assert "accuracy" in capsys.readouterr().out
     tuned = cli.evaluate.from_pretrained(out / "model")
     assert tuned.dtype is None and all(device_of(p.data) == "cpu" and p.dtype == np.float32 for p in tuned.parameters())
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+def test_a_model_tuned_on_a_device_is_saved_and_used_there_and_without_one(method, base, table, tmp_path, capsys):
+    if emulation.compiler() is None:
+        pytest.skip("the emulation needs g++, which is not installed")
+    out = tmp_path / "run"
+    with standin_cupy.installed():
+        assert run("finetune", table, "--base", base, "--out", out, "--epochs", 1, "--method", method, "--device", "cuda",
+                   "--dtype", "bfloat16") == 0
+        capsys.readouterr()
+        assert run("predict", out, "wave tide", "--device", "cuda") == 0
+        there = capsys.readouterr().out
+    assert run("predict", out, "wave tide") == 0 and capsys.readouterr().out == there
+
+
+def test_a_model_pre_trained_on_a_device_writes_there_and_without_one(table, tmp_path, capsys):
+    if emulation.compiler() is None:
+        pytest.skip("the emulation needs g++, which is not installed")
+    sizes = [f"--{name}={n}" for name, n in {"n-layer": 1, "n-head": 2, "n-embd": 16, "block-size": 8, "vocab-size": 280,
+                                             "batch-size": 2, "steps": 2}.items()]
+    out = tmp_path / "run"
+    with standin_cupy.installed():
+        assert run("pretrain", table, "--kind", "text", "--text", "text", "--out", out, *sizes, "--device", "cuda", "--dtype",
+                   "bfloat16") == 0
+        capsys.readouterr()
+        assert run("generate", out, "wave", "--max-new-tokens", 6, "--device", "cuda") == 0
+        there = capsys.readouterr().out
+    assert run("generate", out, "wave", "--max-new-tokens", 6) == 0 and capsys.readouterr().out == there
 
 
 def test_a_text_is_written_in_bfloat16(base, capsys):

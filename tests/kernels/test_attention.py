@@ -63,8 +63,8 @@ def largest_errors(q, k, v, first, last, grad, exact):
     """What roundings to bfloat16 may change at most, number by number: nothing where nothing is seen.
 
     Each result is off by U for being rounded, and y and grad_v by U for rounded weights p. So are grad_q and grad_k for rounded
-    slopes p (grad . v - delta), whose delta = grad . y is off as far as y is: by U |grad| |y| and by U p |grad . v|. A hundredth
-    more is for products of errors and for all that is float32.
+    slopes p (grad . v - delta), whose delta = grad . y is off as far as y is: by U |grad| |y| and by U p |grad . v|. A
+    hundredth more is for products of errors and for all that is float32.
     """
     n, S = q.shape[2] // k.shape[2], k.shape[1]
     q, k, v, grad = (a.astype(np.float64) for a in (q, k.repeat(n, 2), v.repeat(n, 2), grad))

@@ -1,4 +1,4 @@
-"""The emulation is what kernels are judged by, so it is judged first: its numbers, its barriers, and the errors it must find."""
+"""The emulation is what kernels are judged by, so it is judged first: its numbers, its barriers, its errors."""
 
 import numpy as np
 import pytest
@@ -301,7 +301,7 @@ def test_a_text_that_does_not_compile_is_told_with_file_and_line():
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     kernel = Source("fresh", '#include "common.cuh"\n').kernel("fresh", "x:f32[N]")
-    with pytest.raises(RuntimeError, match=r"emulation: needs a C\+\+ compiler, and no-such-compiler was not found\. Install g\+\+"):
+    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler, and no-such-compiler was not found\. Install g\+\+"):
         kernel(1, 1, zeros(1))
 
 

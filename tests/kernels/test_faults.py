@@ -1,35 +1,49 @@
 """Each fault of a table, planted in a kernel, is found: so a twin's agreement with its reference means something."""
 
+from concurrent.futures import wait
+
 import pytest
 from compile import sources
-from faults import END, FAULTS, Fault, changed, check, planted
+from faults import FAULTS, Fault, changed, check, planted
 
 from minitune.twins.cuda import emulation
 from minitune.twins.cuda.kernel import Source
 
-pytestmark = pytest.mark.usefixtures("gxx", "compiled")
+pytestmark = pytest.mark.usefixtures("gxx")
 pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
-PLANTED = "test_a_planted_fault_is_found"
 
 
 @pytest.fixture(scope="module")
 def compiled(request, pool):
-    """The kernels with the selected faults, compiled ahead on all cores, in the form that is tried first."""
-    for item in request.session.items:
-        if item.originalname == PLANTED:
-            fault = item.callspec.params["fault"]
-            source = sources()[fault.stem]
-            text = Source(fault.stem, changed(fault)).text("cpu")
-            pool.submit(emulation.build, fault.stem, text, list(source.kernels.values()), source.variants()[0])
+    """What the selected tests compile, begun at once on all cores: by stem, and by fault in the form that is tried first."""
+    chosen = [item.callspec.params for item in request.session.items
+              if item.module is request.module and "compiled" in item._fixtureinfo.argnames]
+    return {one: built(pool, one) for one in [next(iter(params.values())) for params in chosen]}
+
+
+def built(pool, one):
+    """The compilation of a file of kernels as it is, or with a fault."""
+    stem, text = (one.stem, changed(one)) if isinstance(one, Fault) else (one, None)
+    source = sources()[stem]
+    forms = [defines for defines in source.variants() if set(defines) <= {"BF16", *first_sizes(source)}]
+    text = Source(stem, text).text("cpu")
+    return [pool.submit(emulation.build, stem, text, list(source.kernels.values()), defines)
+            for defines in (forms[:1] if isinstance(one, Fault) else forms)]
+
+
+def first_sizes(source):
+    return [f"{name}={values[0]}" for name, values in source.choices.items()]
 
 
 @pytest.mark.parametrize("stem", sources())
-def test_as_it_is_a_kernel_agrees_in_float32_and_bfloat16_in_two_orders(stem):
+def test_as_it_is_a_kernel_agrees_in_float32_and_bfloat16_in_two_orders(stem, compiled):
+    wait(compiled[stem])
     check(stem)
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.found != END], ids=str)
-def test_a_planted_fault_is_found(fault):
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if not fault.beyond], ids=str)
+def test_a_planted_fault_is_found(fault, compiled):
+    wait(compiled[fault])
     with planted(fault), pytest.raises((AssertionError, emulation.EmulationError)):
         check(fault.stem)
 

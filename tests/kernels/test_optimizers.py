@@ -96,6 +96,18 @@ def test_where_norm_or_loss_is_not_finite_nothing_moves(where):
     assert parts[0].data.tobytes() != before[0]
 
 
+def test_what_clip_left_is_gone_with_its_gradients():
+    p = nn.Parameter(np.ones(3, np.float32))
+    optimizer = AdamW([p])
+    with mt.emulated_gpu():
+        p.grad = np.full(3, np.nan, np.float32)
+        optimizer.clip(1.0)
+        optimizer.zero_grad()
+        p.grad = np.ones(3, np.float32)
+        optimizer.step()
+    assert (p.data < 1).all()
+
+
 def test_a_step_that_was_not_clipped_takes_gradients_as_they_are():
     one, other = parameters(), parameters()
     with mt.emulated_gpu():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from compile import sources
-from faults import END, FAULTS
+from faults import FAULTS
 
 from minitune.twins.cuda import emulation
 
@@ -42,8 +42,9 @@ assert y[0] == 3
 def sanitized():
     """Runs Python with the address sanitizer's library loaded first, as it demands."""
     gxx = emulation.compiler()
-    library = gxx and subprocess.run([gxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    if not library or not Path(library).is_absolute():
+    asked = subprocess.run([gxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True) if gxx else None
+    library = asked.stdout.strip() if asked else ""
+    if not Path(library).is_absolute():                             # a bare name where there is none
         pytest.skip("needs g++ and its address sanitizer")
 
     def run(*arguments):
@@ -66,10 +67,10 @@ def test_a_kernel_stays_inside_its_arrays_and_the_language(stem, said):
     assert status == 0, messages[-4000:]
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.found == END], ids=str)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.beyond], ids=str)
 def test_a_fault_beyond_an_arrays_end_is_reported_with_its_line(fault, said):
     status, messages = said[str(fault)]
-    assert status and re.search("ERROR: AddressSanitizer: heap-(buffer-overflow|use-after-free)|runtime error", messages), messages
+    assert status and re.search("ERROR: AddressSanitizer: heap-(buffer-overflow|use-after-free)", messages), messages
     assert re.search(rf"(common\.cuh|{fault.stem}\.cu):\d+", messages)
 
 

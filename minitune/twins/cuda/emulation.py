@@ -75,8 +75,8 @@ def _built(stem: str, program: str, options: list[str]) -> Path:
     """The compiled library; a file in the user's cache named after all that went into it."""
     gxx = compiler()
     if gxx is None:
-        raise RuntimeError(f"emulation: needs a C++ compiler, and {os.environ.get('CXX', 'g++')} was not found. Install g++, or "
-                           "set CXX to another compiler")
+        raise RuntimeError(f"emulation: needs a C++ compiler, and {os.environ.get('CXX', 'g++')} was not found. Install g++, "
+                           "or set CXX to another compiler")
     key = sha256("\0".join([gxx, *options, program]).encode()).hexdigest()[:24]
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitune" / "emulated"
     library = place / f"{stem}-{key}.so"

@@ -20,7 +20,8 @@ from ...devices import Array, array_module, device_of, is_bfloat16
 from . import emulation
 
 PACKAGE = Path(__file__).parents[2]
-NUMPY_TYPES = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u32": np.uint32, "u64": np.uint64}
+NUMPY_TYPES: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u32": np.uint32,
+                               "u64": np.uint64}
 MOST_SHARED = 48 << 10          # bytes of dynamic shared memory that need no leave
 
 Sizes = tuple[int, ...]
@@ -44,7 +45,7 @@ def folder() -> Path:
     for place in (PACKAGE / "kernels", PACKAGE.parent / "kernels"):
         if (place / "common.cuh").exists():
             return place
-    raise ModuleNotFoundError("minitune: the folder kernels/ is missing", name=f"{__package__}.kernels")
+    raise ModuleNotFoundError("minitune: the folder kernels/ is missing", name=__package__)
 
 
 class Source:

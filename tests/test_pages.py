@@ -6,15 +6,19 @@ Shown only: console, words that a model chose.
 from pathlib import Path
 
 import pytest
+
+from minitune.twins.cuda import emulation
 from test_howto import blocks, comparable, python
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["transformer_from_its_parts", "bert_and_gpt", "image_model"])
+@pytest.mark.parametrize("page", ["transformer_from_its_parts", "bert_and_gpt", "image_model", "gpu"])
 def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
-    for package in ("sklearn", "matplotlib") if page == "image_model" else ():
-        pytest.importorskip(package, reason=f'the page needs {package}: pip install "minitune[demo]"')
+    for package in {"image_model": ("sklearn", "matplotlib"), "gpu": ("ml_dtypes",)}.get(page, ()):
+        pytest.importorskip(package, reason=f'the page needs {package}: pip install "minitune[test]"')
+    if page == "gpu" and emulation.compiler() is None:
+        pytest.skip("the page needs g++, which is not installed")
     monkeypatch.chdir(tmp_path)
     names, printed = {"__name__": page}, []
     parts = blocks(DOCS / f"{page}.md")

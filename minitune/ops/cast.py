@@ -9,7 +9,7 @@ from ..tensor import Tensor, apply
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
-    """x as "float32", "bfloat16" or "float64", rounded to the nearest; None: as it is. Its gradient comes back in x's own dtype.
+    """x as "float32", "bfloat16" or "float64", rounded to the nearest; None: as it is. Its gradient comes in x's own dtype.
 
     A model in bfloat16 casts once, where its activations begin. Raises ValueError for another dtype.
 

@@ -13,7 +13,7 @@ OPERATIONS = [name for name in ops.__all__ if callable(getattr(ops, name))]
 
 
 def test_every_public_operation_has_a_case():
-    assert set(OPERATIONS) == {case.operation for case in CASES}
+    assert set(OPERATIONS) - {"cast"} == {case.operation for case in CASES}     # cast changes dtypes: see test_bfloat16.py
 
 
 def test_no_two_cases_share_a_name():

@@ -6,9 +6,9 @@ Shown only: console, words that a model chose.
 from pathlib import Path
 
 import pytest
+from test_howto import blocks, comparable, python
 
 from minitune.twins.cuda import emulation
-from test_howto import blocks, comparable, python
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -27,13 +27,11 @@ from minitune.twins.cuda.kernel import Source, folder
 needs_a_compiler = pytest.mark.skipif(not compilers(), reason="neither nvcc nor NVRTC is here: pip install nvidia-cuda-nvrtc")
 
 
-WITHIN = "test_a_file_of_kernels_compiles_without_spills_and_warnings_and_within_its_budget"
-
-
 @pytest.fixture(scope="module")
 def compilations(request):
     """What the selected tests compile, begun at once."""
-    chosen = [item.callspec.params for item in request.session.items if item.originalname == WITHIN]
+    chosen = [item.callspec.params for item in request.session.items
+              if item.path == request.path and "compilations" in getattr(item, "fixturenames", ())]
     return Compilations([(one["compiler"], one["variant"]) for one in chosen])
 
 

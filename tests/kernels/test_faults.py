@@ -17,8 +17,8 @@ pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
 def compiled(request, pool):
     """What the selected tests compile, begun at once on all cores: by stem, and by fault in the form that is tried first."""
     chosen = [item.callspec.params for item in request.session.items
-              if item.module is request.module and "compiled" in item._fixtureinfo.argnames]
-    return {one: built(pool, one) for one in [next(iter(params.values())) for params in chosen]}
+              if item.path == request.path and "compiled" in getattr(item, "fixturenames", ())]
+    return {one: built(pool, one) for params in chosen for one in params.values()}
 
 
 def built(pool, one):

@@ -31,11 +31,11 @@ from measure import DROPPED, ROOT, Row, gpu, machine, no_gpu
 LIMITS = {"tests": 90, "twice": 60, "curves": 90, "kernels": 200, "train": 420, "emulation": 120}       # seconds of each part
 LEAST = 5                                       # with less time left a part is not begun
 STEPS, AGAIN, WINDOW, RISE, LR = 300, 40, 25, 30, 2e-3          # of the two trainings; the first AGAIN steps are run twice
-# What rounding may cost: bfloat16 keeps 8 digits, so an activation is off by up to 2^-9 of itself, and two trainings part
+# What rounding may cost: bfloat16 keeps 8 digits, so an activation is off by up to 2^-8 of itself, and two trainings part
 # slowly, a batch's loss to one side or the other. The references in bfloat16 on a CPU, which round at nearly the same places,
 # differ from float32 over these 300 steps by 3e-5 at the first, by at most 0.006 in the mean of 25, and in the gradients after
 # them by at most 2.1 % of one's norm. Three times these two are left to a GPU, which adds in another order; a gradient that is
-# missing is 100 % off. The first loss is near log V whatever the weights; a few 2^-9 of it, averaged over 2,048 tokens, are
+# missing is 100 % off. The first loss is near log V whatever the weights; a few 2^-8 of it, averaged over 2,048 tokens, are
 # less than 0.002.
 FIRST_GAP, MEAN_GAP, SLOPE_GAP, SMALL = 0.002, 0.02, 0.06, 1e-3
 

@@ -1,9 +1,9 @@
 // cuda_cpu.h: runs CUDA C++ on one CPU thread, so that kernels are tested, and taken apart, where there is no GPU.
 //
 // A block's threads are fibers: each has a stack and runs until it waits at a barrier or for its warp; blocks run one after
-// another. The order of threads and blocks is chosen by the caller (forwards, backwards, shuffled): results that depend on it
-// are races. Shared memory starts as NaN in every block. Barriers that some threads of a block pass and others do not, and
-// shuffles of a warp that a lane has left, are errors. What it cannot show: speed, bank conflicts, and the order in which one
+// another. The order of threads and blocks is chosen by the caller (forwards, backwards, shuffled, or warp by warp): results
+// that depend on it are races. Shared memory starts as NaN in every block. Barriers that some threads of a block pass and others
+// do not, and shuffles of a warp that a lane has left, are errors. What it cannot show: speed, bank conflicts, and the order in which one
 // thread's writes reach another without a barrier.
 //
 // Fibers start with makecontext and switch with _setjmp and _longjmp, 20 times faster than swapcontext, which asks the kernel.
@@ -43,7 +43,7 @@ struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 namespace emulated {
 
-enum Order { FORWARDS, BACKWARDS, SHUFFLED };
+enum Order { FORWARDS, BACKWARDS, SHUFFLED, WARPS };
 constexpr unsigned STACK = 64 << 10, LANES = 32;
 
 struct Thread {
@@ -207,8 +207,16 @@ inline void run_block(size_t dynamic_bytes, Order order) {
     while (state.block.members && state.error.empty()) {
         unsigned long before = state.steps;
         put_in_order(state.order, order);
-        for (unsigned i : state.order)
-            if (!state.threads[i].finished && state.error.empty()) go_on(state.threads[i]);
+        unsigned together = order == WARPS ? LANES : count;     // WARPS: one goes as far as it can before the next moves
+        for (unsigned first = 0, last = 0; first < count; first = last) {
+            unsigned long moved;
+            last = std::min(first + together, count);
+            do {
+                moved = state.steps;
+                for (unsigned i = first; i < last; i++)
+                    if (!state.threads[state.order[i]].finished && state.error.empty()) go_on(state.threads[state.order[i]]);
+            } while (order == WARPS && moved != state.steps && state.error.empty());
+        }
         if (state.steps == before && state.error.empty()) state.error = block_name() + ": deadlock: " + who_waits();
     }
 }

@@ -19,7 +19,7 @@ WINDOWS = {             # x, weight, stride, padding
     "a filter beyond the image": ((1, 2, 1, 2), (1, 2, 3, 5), 1, 2), "no images": ((0, 2, 4, 4), (3, 2, 3, 3), 1, 1),
 }
 # float32 as in tests/ops/test_twins.py, of the largest number. In bfloat16 the product is rounded and then the sum with the
-# bias, and each window's part of the gradient of x and then their sum: 2^-9 each, of numbers as large as the largest where they
+# bias, and each window's part of the gradient of x and then their sum: 2^-8 each, of numbers as large as the largest where they
 # cancel. Gradients of float32 parameters are float32 sums of exact products.
 RTOL, ATOL = {np.dtype(np.float32): 1e-5, BFLOAT16: 2.0**-8}, {np.dtype(np.float32): 2e-6, BFLOAT16: 2.0**-8}
 

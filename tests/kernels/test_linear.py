@@ -12,7 +12,7 @@ from minitune.twins.cuda import linear as twin
 pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="the emulation needs g++")
 BFLOAT16 = float_dtype("bfloat16")
 SHAPES = [((1, 1), 1), ((7,), 3), ((9, 8), 16), ((2, 5, 33), 40), ((8, 5), 264), ((600, 2), 9), ((0, 3), 5)]    # x, out
-# float32 as in tests/ops/test_twins.py, of the largest number. In bfloat16 the product is rounded and then the sum: 2^-9 each,
+# float32 as in tests/ops/test_twins.py, of the largest number. In bfloat16 the product is rounded and then the sum: 2^-8 each,
 # of numbers as large as the largest where they cancel. Gradients of float32 parameters are float32 sums of exact products.
 RTOL, ATOL = {np.dtype(np.float32): 1e-5, BFLOAT16: 2.0**-8}, {np.dtype(np.float32): 2e-6, BFLOAT16: 2.0**-8}
 

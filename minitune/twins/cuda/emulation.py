@@ -18,7 +18,7 @@ import numpy as np
 
 FLAGS = ["-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function",
          "-Wno-unknown-pragmas"]
-ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
+ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2, "warps": 3}
 NUMBERS = {"f32": ctypes.c_float, "i32": ctypes.c_int, "i64": ctypes.c_longlong, "u8": ctypes.c_ubyte, "u32": ctypes.c_uint,
            "u64": ctypes.c_ulonglong}
 C_TYPES = {"T": "real", "f32": "float", "i32": "int", "i64": "long long", "u8": "unsigned char", "u32": "unsigned",
@@ -34,7 +34,10 @@ class EmulationError(RuntimeError):
 
 @contextmanager
 def thread_order(order: str) -> Iterator[None]:
-    """Inside a `with` block, threads and blocks run "forwards", "backwards" or "shuffled". Results must not depend on it."""
+    """Inside a `with` block, threads and blocks run "forwards", "backwards", "shuffled" or by "warps", each as far as it can.
+
+    Results must not depend on it.
+    """
     global _order
     before, _order = _order, ORDERS[order]
     try:

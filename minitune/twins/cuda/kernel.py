@@ -22,7 +22,6 @@ from . import emulation
 PACKAGE = Path(__file__).parents[2]
 NUMPY_TYPES: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u32": np.uint32,
                                "u64": np.uint64}
-MOST_SHARED = 48 << 10          # bytes of dynamic shared memory that need no leave
 
 Sizes = tuple[int, ...]
 
@@ -146,7 +145,7 @@ class Kernel:
         if device_of(arrays[0]) == "cpu":
             emulation.run(self, function, grid, block, given, shared)
             return
-        if shared > MOST_SHARED:
+        if shared:                              # with what a kernel shares besides, it may pass 48 KB, which needs this leave
             function.max_dynamic_shared_size_bytes = shared
         null = np.uint64(0)                     # CuPy's None would stand for no argument at all
         function(grid, block, tuple(null if a is None else a for a in given), shared_mem=shared)

@@ -45,7 +45,7 @@ class Optimizer:
     A parameter without a gradient, or frozen, is neither moved nor decayed; its memory is kept.
     """
 
-    clipping: Array | None = None               # what `clip` leaves on a GPU for the next step
+    clipping: Any = None                        # what `clip` leaves to the next step, where that scales the gradients
 
     def __init__(self, parameters: Module | Iterable[Group] | Iterable[Parameter], lr: float,
                  weight_decay: float = 0.0) -> None:
@@ -80,8 +80,8 @@ class Optimizer:
     def clip(self, max_norm: float, loss: Any = 0.0) -> Any:
         """Clips the gradients for the next `step` by `clip_grad_norm`; returns their norm before.
 
-        AdamW on a GPU scales them in that step, which moves nothing where the norm or `loss` is not finite: nobody has to wait
-        for these numbers, arrays () there. Elsewhere the norm is a float, to be looked at before the step.
+        AdamW's twins scale them in that step, as they read them. On a GPU it moves nothing where the norm or `loss` is not
+        finite: nobody has to wait for these numbers, arrays () there. Elsewhere the norm is a float, to be looked at first.
         """
         return float(clip_grad_norm(self.parameters(), max_norm))
 
@@ -147,7 +147,7 @@ class AdamW(Optimizer):
         return (self._together("clip_all") or Optimizer.clip)(self, max_norm, loss)
 
     def step(self) -> None:
-        """As of every optimizer; on a GPU all parameters move in one launch."""
+        """As of every optimizer; with twins in one go, on a GPU in one launch."""
         (self._together("adamw_all") or Optimizer.step)(self)
 
     def _together(self, name: str) -> Callable | None:

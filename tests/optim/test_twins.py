@@ -179,3 +179,20 @@ def test_training_goes_the_same_way_with_and_without_twins(cores, prepare):
     assert plain[-1] < plain[0] and len(set(plain)) == 10
     np.testing.assert_allclose(with_twins, plain, 50 * EPS)
     assert losses(prepare) == with_twins
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_clipping_in_the_step_moves_weights_as_clipping_before_it(max_norm):
+    def weights(kernels):
+        p = [nn.Parameter(numbers(i, 40, 30)) for i in range(2)]
+        optimizer = AdamW(p, lr=0.01)
+        with mt.kernels(kernels):
+            for step in range(3):
+                for i, one in enumerate(p):
+                    one.grad = numbers(10 * step + i, 40, 30)
+                norm = optimizer.clip(max_norm)
+                assert isinstance(norm, float) and norm > 40
+                optimizer.step()
+        return np.stack([one.data for one in p])
+
+    np.testing.assert_allclose(weights(True), weights(False), rtol=1e-5, atol=1e-6)    # some roundings of numbers near 1

@@ -14,7 +14,8 @@ PLOTS = ["matplotlib>=3.8"]
 TENSORBOARD = ["tensorboardX>=2.6.2"]
 DEMO = [*FAST, *PLOTS, "scikit-learn>=1.4"]
 BFLOAT16 = ["ml_dtypes>=0.5"]
-TEST = [*DEMO, *TENSORBOARD, *BFLOAT16, "pytest>=8", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
+TEST = [*DEMO, *TENSORBOARD, *BFLOAT16, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5",
+        "ipykernel>=6"]
 KERNELS = ["*.cu", "*.cuh", "*.json", "emulate/*.h"]
 
 

@@ -80,7 +80,7 @@ def small(tiny_base, tmp_path, monkeypatch):
         monkeypatch.setattr(f"{module}.default_base", lambda *_: tiny_base)
         monkeypatch.setattr(f"{module}.finetune", one_epoch)
     monkeypatch.setattr("minitune.cli.pretrain.pretrain",
-                        lambda dataset, folder, settings, out: pretrain(dataset, folder, TINY, out=out))
+                        lambda dataset, folder, settings, **rest: pretrain(dataset, folder, TINY, **rest))
 
 
 def one_epoch(dataset, base, settings, *others, **named):

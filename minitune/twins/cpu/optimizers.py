@@ -22,10 +22,10 @@ def clip_all(optimizer: Any, max_norm: float, loss: Any) -> float:
 
 def adamw_all(optimizer: Any) -> None:
     """AdamW's step."""
-    factor = 1.0 if optimizer.clipping is None else optimizer.clipping
+    (beta1, beta2), factor = optimizer.betas, 1.0 if optimizer.clipping is None else optimizer.clipping
     for p, slot, rate, decay in optimizer.due():
         m, v, shrink, eps, size = optimizer.state(p, slot, rate, decay)
-        adamw(p.data, p.grad, m, v, *optimizer.betas, shrink, eps, size, factor)
+        adamw(p.data, p.grad, m, v, beta1, beta2, shrink, eps, size, factor)
     optimizer.clipping = None
 
 

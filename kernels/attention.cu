@@ -55,7 +55,7 @@ __device__ __forceinline__ Chunk read(Head x, int row, int chunk) {
 // ---- Tiles in shared memory ------------------------------------------------------------------------------------------
 // A tile of rows serves products along the channels, a tile of pairs (one register: a channel of two neighbouring rows) those
 // along the rows. The 8 lanes that reach shared memory together find their chunks in different banks, since the lower bits of a
-// chunk's number are mixed with those of its row. Few chunks are on their way at a time: their registers would cost more.
+// chunk's number are mixed with those of its row. All chunks of a thread are on their way at once: one wait for memory a tile.
 
 __device__ __forceinline__ int place_in_rows(int row, int chunk) {
     return row * CHUNKS + (D > 32 ? chunk / 8 * 8 + (chunk % 8 ^ row % 2 * 4) : chunk);
@@ -66,7 +66,7 @@ __device__ __forceinline__ int place_in_pairs(int pair, int chunk) {
 }
 
 __device__ __forceinline__ void fill_rows(Chunk* tile, Head x, int start, int rows) {
-#pragma unroll 2
+#pragma unroll 4
     for (int i = 0; i < rows * CHUNKS / THREADS; i++) {
         int at = i * THREADS + threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
         tile[place_in_rows(row, chunk)] = read(x, start + row, chunk);
@@ -75,7 +75,7 @@ __device__ __forceinline__ void fill_rows(Chunk* tile, Head x, int start, int ro
 
 // `tile` receives the same rows one by one, unless it is null.
 __device__ __forceinline__ void fill_pairs(Chunk* pairs, Chunk* tile, Head x, int start, int rows) {
-#pragma unroll 1
+#pragma unroll 4
     for (int i = 0; i < rows * CHUNKS / 2 / THREADS; i++) {
         int at = i * THREADS + threadIdx.x, pair = at / CHUNKS, chunk = at % CHUNKS;
         Chunk even = read(x, start + 2 * pair, chunk), odd = read(x, start + 2 * pair + 1, chunk), mixed[2];

@@ -55,8 +55,9 @@ def moved(batch: Any, device: str) -> Any:
     """A batch with its arrays on "cpu" or "cuda", integers as int32 there, and what it was made from as its `host`."""
     if device_of(batch.targets) == device or batch.host:
         return batch.host if device == "cpu" and batch.host else batch
-    arrays = {f.name: to_device(a.astype(np.int32) if a.dtype.kind in "iu" else a, device) for f in fields(batch)
-              if hasattr(a := getattr(batch, f.name), "dtype")}
+    arrays = {f.name: a for f in fields(batch) if hasattr(a := getattr(batch, f.name), "dtype")}
+    arrays = {name: array_module(a).ascontiguousarray(a, np.int32) if a.dtype.kind in "iu" else a for name, a in arrays.items()}
+    arrays = {name: to_device(a, device) for name, a in arrays.items()}
     return type(batch)(**arrays, host=batch if device == "cuda" else None)
 
 

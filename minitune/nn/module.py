@@ -95,9 +95,8 @@ class Module:
         for p in self.parameters():
             data = p.data if dtype is None else p.data.astype(np.float64 if dtype == np.float64 else np.float32, copy=False)
             p.data, p.grad = data if device is None else to_device(data, device), None
-        if dtype is not None:
-            for module in self.modules():
-                module.dtype = dtype
+        for module in () if dtype is None else self.modules():
+            module.dtype = dtype
         return self
 
     @property

@@ -176,10 +176,13 @@ class Trainer:
                     self._look()
                     watch.check()
                     watch = None
+                recorded = self.step % self.evaluate_every == 0 or self.step == self.steps
+                if recorded:                    # what waits for a GPU is part of the time
+                    self._look()
                 tokens, seconds = tokens + sum(b.tokens for b in batches), seconds + perf_counter() - start
                 bar.set_postfix_str(f"loss {self.seen:.3f}, rate {rate:.1e}, {tokens / seconds:,.0f} tokens/s", refresh=False)
                 bar.update()
-                if self.step % self.evaluate_every == 0 or self.step == self.steps:
+                if recorded:
                     self._record(rate, tokens / seconds)
                 interrupted = stop()
                 if self.out and (interrupted or self.step % self.checkpoint_every == 0 or self.step == self.steps
@@ -247,7 +250,6 @@ class Trainer:
 
     def _record(self, rate: float, speed: float) -> None:
         """Adds a row to the history, keeps the weights if they are the best so far, writes both to `out`."""
-        self._look()
         row = {"step": self.step, "loss": float(np.mean(self.losses)), "rate": rate, "tokens_per_second": speed}
         peak = peak_mb()
         if peak is not None:

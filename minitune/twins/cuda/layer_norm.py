@@ -41,7 +41,7 @@ def layer_norm_backward(grad, x, weight, mean, rstd, *, needs):
     if needs.weight:
         partial = empty((2, PARTS, C), np.float32, grad)
         _columns((ceil_div(C, COLUMNS), PARTS), (COLUMNS, ROWS), along, x, mean, rstd, partial)
-        grad_weight, grad_bias = partial.sum(1).astype(weight.dtype, copy=False)
+        grad_weight, grad_bias = (part.sum(0).astype(weight.dtype, copy=False) for part in partial)
     elif needs.bias:
         grad_bias = along.sum(0, dtype=np.float32).astype(weight.dtype, copy=False)
     return grad_x, grad_weight, grad_bias if needs.bias else None

@@ -14,7 +14,8 @@ _rows = _source.kernel("linear_cross_entropy_rows", "z:T[R,P] bias:f32[V]? targe
                                                     "write:i32")
 _total = _source.kernel("linear_cross_entropy_total", "losses:f32[N] total:f32[] N:i32")
 _scale = _source.kernel("linear_cross_entropy_scale", "x:T[N] grad:f32[] y:T[N] N:i64")
-LOGITS = 256 << 20      # bytes of logits held at a time
+LOGITS = 1 << 30        # bytes of logits held at a time: each chunk reads and writes the whole gradient of the weight
+ROWS = 128              # a chunk has a multiple of so many, as products are cut into tiles
 PADDED = 8              # classes are padded to a multiple of so many: rows of 16 bytes each, as tensor cores want them
 
 
@@ -33,7 +34,7 @@ def linear_cross_entropy_forward(x, weight, targets, bias, *, needs):
     grad_x = xp.zeros((N, C), x.dtype) if needs.x else None
     grad_weight = xp.zeros((P, C), np.float32) if needs.weight else None
     grad_bias = xp.zeros(P, np.float32) if needs.bias else None
-    step = max(1, LOGITS // max(1, P * dtype.itemsize))
+    step = max(1, LOGITS // max(1, P * dtype.itemsize) // ROWS) * ROWS
     for start in range(0, N, step):
         chunk = slice(start, start + step)
         z = product(rows[chunk], table.T)                                   # (R, P), soon d loss / d z

@@ -1,34 +1,40 @@
 """One prepared run for a rented GPU: what only a GPU can show, in minutes, without a network.
 
-    python benchmarks/gpu_check.py --out results                    # all parts, about 12 minutes
-    python benchmarks/gpu_check.py --out results --parts tests,twice,curves,kernels --seconds 300
+    python benchmarks/gpu_check.py --out results                    # all parts, about 13 minutes
+    python benchmarks/gpu_check.py --out results --parts tests,right,twice,curves,kernels --seconds 330
     python benchmarks/gpu_check.py --out results --emulated         # without a GPU: that every part runs
 
-Parts: tests, every twin on the GPU against its reference; twice, every kernel two times, with equal bits; curves, the demo's
-model trained on the CPU in float32 and on the GPU in bfloat16, whose losses and gradients must agree; kernels and train, the
-two benchmarks, gpu_kernels.py and gpu_train_step.py; emulation, the kernels' tests of which the GPU is no part, with the
-compilers of this machine. A part that fails, or runs past its time, stops no other. Below --out ($OUT unless given) stand
-check.json, the JSON of each part, and log.txt with all that was printed. Ends with 1 where a part failed.
+Parts: tests, every twin on the GPU in float32 against its reference; right, every twin in bfloat16 against its reference in
+float64; twice, every kernel two times, with equal bits; curves, the demo's model trained on the CPU in float32 and on the GPU
+in bfloat16, whose losses and gradients must agree; kernels and train, the two benchmarks, gpu_kernels.py and gpu_train_step.py;
+emulation, the kernels' tests of which the GPU is no part, with the compilers of this machine. A part that fails, or runs past
+its time, stops no other; a benchmark that runs past it is cut, and what it measured counts. Below --out ($OUT unless given)
+stand check.json, the JSON of each part, and log.txt with all that was printed. Ends with 1 where a part failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from gpu_kernels import OPERATIONS, SHAPES, Case, Passes, Place, Skip, told, write
+from gpu_kernels import OPERATIONS, ROUNDED, SHAPES, Case, Passes, Place, told, write
 from measure import DROPPED, ROOT, Row, gpu, machine, no_gpu
 
-LIMITS = {"tests": 90, "twice": 60, "curves": 90, "kernels": 200, "train": 420, "emulation": 120}       # seconds of each part
+LIMITS = {"tests": 90, "right": 90, "twice": 60, "curves": 90, "kernels": 200, "train": 420, "emulation": 120}      # seconds
+BENCHMARKS = {"kernels": "gpu_kernels.json", "train": "gpu_train_step.json"}       # parts that measure, and what they write
+KERNELS = {name: operation for name, operation in OPERATIONS.items() if name != "optimizer"}    # which `curves` repeats
 LEAST = 5                                       # with less time left a part is not begun
 STEPS, AGAIN, WINDOW, RISE, LR = 300, 40, 25, 30, 2e-3          # of the two trainings; the first AGAIN steps are run twice
 # What rounding may cost: bfloat16 keeps 8 digits, so an activation is off by up to 2^-8 of itself, and two trainings part
@@ -38,6 +44,18 @@ STEPS, AGAIN, WINDOW, RISE, LR = 300, 40, 25, 30, 2e-3          # of the two tra
 # missing is 100 % off. The first loss is near log V whatever the weights; a few 2^-8 of it, averaged over 2,048 tokens, are
 # less than 0.002.
 FIRST_GAP, MEAN_GAP, SLOPE_GAP, SMALL = 0.002, 0.02, 0.06, 1e-3
+# How often a kernel rounds to bfloat16 on the way to a result or to the gradient of an input: parameters where a product takes
+# them, and what stands between two products or two passes. All others round nothing but their result.
+ON_THE_WAY = {"softmax": {"x": 2},                                  # y, twice
+              "linear": {"y": 2, "x": 1},                           # the weight; the product, before bias and residual
+              "matmul": {"y": 1, "a": 1},                           # b, a parameter
+              "conv2d": {"y": 2, "x": 2},                           # the weight; a product, before bias or the sum over windows
+              "lora_linear": {"y": 6, "x": 5, "A": 2, "B": 2},      # weight, A, B, the narrow product, the wide one, their sum
+              "attention": {"y": 1, "q": 2, "k": 2, "v": 1},        # the weights; the slopes of the scores, and y in them
+              "linear_cross_entropy": {"y": 2, "weight": 3, "x": 4}}      # weight, logits, slopes; x: before it is scaled
+SUMS = 1e-5                                     # what adding up in float32 may cost, as in tests/ops/test_twins.py
+# Of attention, beside what is measured: B, T (64 does not divide it), H, G, D. G < H: heads of queries share keys and values.
+ATTENTION = [(2, 200, 4, 4, 32), (2, 200, 6, 2, 64), (2, 200, 4, 1, 128), (1, 70, 2, 2, 40)]
 
 
 # ---- The run -------------------------------------------------------------------------------------------------------
@@ -65,7 +83,7 @@ def main() -> None:
         parts[name] = run_part(name, commands(out, options.emulated)[name], out, min(LIMITS[name], end - perf_counter()))
         write(out / "check.json", {**facts, "parts": parts})
         print(f"{name}: {parts[name].get('why', 'passed')} ({parts[name]['seconds']:.0f} s)", flush=True)
-    if not all(part["passed"] for part in parts.values()):
+    if any(part["state"] == "failed" for part in parts.values()):
         sys.exit(1)
 
 
@@ -77,21 +95,24 @@ def commands(out: Path, emulated: bool) -> dict[str, list[str]]:
     few = "swiglu" if emulated else ""          # of the emulated run the tests are no part: it shows that they are found
     return {"tests": [*pytest, "tests/ops/test_twins.py", "-k", f"cuda/{few}"],
             "emulation": [*pytest, f"tests/kernels/test_{few}.py" if few else "tests/kernels"],
-            "twice": [__file__, "--child", "twice", str(out / "twice.json"), str(int(emulated))],
-            "curves": [__file__, "--child", "curves", str(out / "curves.json"), str(int(emulated))],
-            "kernels": [str(here / "gpu_kernels.py"), "--json", str(out / "gpu_kernels.json"), *quick],
-            "train": [str(here / "gpu_train_step.py"), "--json", str(out / "gpu_train_step.json"), "--rounds", "1",
+            **{part: [__file__, "--child", part, str(out / f"{part}.json"), str(int(emulated))]
+               for part in ("right", "twice", "curves")},
+            "kernels": [str(here / "gpu_kernels.py"), "--json", str(out / BENCHMARKS["kernels"]), *quick],
+            "train": [str(here / "gpu_train_step.py"), "--json", str(out / BENCHMARKS["train"]), "--rounds", "1",
                       *(["--names", "minitune", *quick] if emulated else [])]}
 
 
 def run_part(name: str, command: list[str], out: Path, limit: float) -> Row:
     """Runs a part to its end or its limit, with all that it started; what it prints goes to the log."""
     if limit < LEAST:
-        return {"passed": False, "why": "no time was left for it", "seconds": 0.0}
+        return {"state": "failed", "why": "no time was left for it", "seconds": 0.0}
+    measured = out / BENCHMARKS.get(name, "")
+    if name in BENCHMARKS:                      # what an earlier run measured is not this one's
+        measured.unlink(missing_ok=True)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {key: value for key, value in os.environ.items() if key not in DROPPED}
     environment |= {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    begin = perf_counter()
+    begin, state = perf_counter(), "failed"
     with open(out / "log.txt", "a", encoding="utf-8") as log:
         log.write(f"\n==== {name} ====\n")
         log.flush()
@@ -99,34 +120,126 @@ def run_part(name: str, command: list[str], out: Path, limit: float) -> Row:
                                    start_new_session=True)
         try:
             code = process.wait(limit)
-            why = f"ended with {code}, see log.txt"
+            state, why = "failed" if code else "passed", f"ended with {code}, see log.txt"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            code, why = process.wait(), f"ran past its {limit:.0f} s"
-    return {"passed": code == 0, **({"why": why} if code else {}), "seconds": perf_counter() - begin, "limit": limit}
+            process.wait()
+            state, why = cut(measured, limit) if name in BENCHMARKS else ("failed", f"ran past its {limit:.0f} s")
+    return {"state": state, **({} if state == "passed" else {"why": why}), "seconds": perf_counter() - begin, "limit": limit}
+
+
+def cut(measured: Path, limit: float) -> tuple[str, str]:
+    """What a benchmark has come to that was ended by its limit: a measured row counts, unless another one has an error."""
+    rows = json.loads(measured.read_text(encoding="utf-8"))["rows"] if measured.exists() else []
+    wrong = [row["error"] for row in rows if "error" in row]
+    if wrong or not rows:
+        return "failed", ", and before: ".join([f"ran past its {limit:.0f} s", *wrong[:1]])
+    return "cut", f"cut after {limit:.0f} s, {len(rows)} rows were measured"
+
+
+# ---- Every kernel --------------------------------------------------------------------------------------------------
+
+def each(file: Path, emulated: bool, check: Callable[[Passes, Place, Row], Iterator[Row]],
+         operations: dict[str, Callable[..., Iterator[Any]]]) -> bool:
+    """What a check finds of every operation. One that cannot be checked is not right: each has a twin that takes its inputs."""
+    place, rows = Place(emulated), []
+    shape = SHAPES["tiny" if emulated else "N = 1,024"]
+    for name, operation in operations.items():
+        try:
+            for found in operation(place, sizes := shape | {"N": shape["B"] * shape["T"]}):
+                for row in check(found, place, sizes):
+                    rows.append(row)
+                    print(row, flush=True)
+        except Exception as error:
+            traceback.print_exc()
+            rows.append({"operation": name, "right": False, "error": told(error)})
+        write(file, {"rows": rows})
+    return bool(rows) and all(row["right"] for row in rows)
+
+
+# ---- Right ---------------------------------------------------------------------------------------------------------
+
+def right(file: Path, emulated: bool) -> bool:
+    """Every twin in bfloat16 against its reference in float64, which is given the same rounded numbers."""
+    return each(file, emulated, near, KERNELS | {"more": more})
+
+
+def more(place: Place, s: Row) -> Iterator[Passes]:
+    """What is judged and not measured: other kernels, and attention of other shapes, whose rows are padded on the left."""
+    N, C, F = s["N"], s["C"], s["F"]
+    unmeasured = ("", "")
+    yield Passes("elementwise", "gelu_erf", {"x": place.normal(N, F)}, "x", unmeasured)
+    yield Passes("elementwise", "add", {"a": place.normal(N, C), "b": place.normal(N, C)}, "a b", unmeasured)
+    yield Passes("matmul", "matmul", {"a": place.normal(N, C), "b": place.normal(C, F)}, "a b", unmeasured, single="b")
+    for B, T, H, G, D in ATTENTION:
+        last = place.np.broadcast_to(place.np.arange(T), (B, T)).copy()
+        inputs = {"q": place.normal(B, T, H, D), "k": place.normal(B, T, G, D), "v": place.normal(B, T, G, D),
+                  "first": 0 * last + 37 * place.np.arange(B)[:, None], "last": last}
+        yield Passes("attention", "attention", inputs, "q k v", unmeasured, label=f"B {B}, T {T}, H {H}, G {G}, D {D}")
+
+
+def near(found: Passes, place: Place, _: Row) -> Iterator[Row]:
+    """How far a result and its gradients are from the reference's, and whether rounding can explain it.
+
+    A rounding to bfloat16 moves a number by at most ROUNDED of itself, so a result by at most ROUNDED of its largest number,
+    and of its norm. What is rounded on the way moves a sum of M terms less than that: errors of either sign grow with the root
+    of M, as do the sums. So each rounding may cost ROUNDED once. The largest error shows a number that is wrong, the norm many
+    that are a little: both are judged. Dropout must leave out the same numbers.
+    """
+    fast, arrays, needs = found.taken(place)
+    y, saved = fast.forward(*arrays, **found.settings, needs=needs)
+    grad = found.slope(place, y)
+    ours = [y, *fast.backward(grad, *saved, needs=needs)]
+    exact = by_reference(found, [double(a, place) for a in arrays], double(grad, place), needs)
+    likes = [next((a for a in arrays if a is not None and a.dtype == place.bfloat16), y) if y.ndim else None, *arrays]
+    for name, like, a, b in zip(("y", *needs._fields), likes, ours, exact, strict=True):
+        if (a is None) != (b is None):
+            raise ValueError(f"{name}: the twin has {'none' if a is None else 'one'}, its reference not")
+        if a is not None:
+            dtype = place.np.float32 if like is None else like.dtype
+            roundings = ON_THE_WAY.get(found.stem, {}).get(name, 0) + (a.dtype == place.bfloat16)
+            yield {"operation": found.title, "result": name, **errors(double(a, place), b, roundings, found.name == "dropout"),
+                   **({} if a.dtype == dtype else {"right": False, "error": f"expected {dtype}, got {a.dtype}"})}
+
+
+def by_reference(found: Passes, arrays: list[Any], grad: Any, needs: Any) -> list[Any]:
+    """The result and the gradients of the reference, None where there is none."""
+    reference = import_module(f"minitune.ops.{found.stem}")
+    forward, backward = (getattr(reference, f"{found.name}_{part}") for part in ("forward", "backward"))
+    y, saved = forward(*arrays, **found.settings, needs=needs)
+    return [y, *backward(grad, *saved, needs=needs)]
+
+
+def double(a: Any, place: Place) -> Any:
+    """An array on the host: floats as float64, which changes no number; integers as they are."""
+    if a is None:
+        return None
+    if a.dtype.kind in "iu":
+        return a if place.emulated else a.get()
+    return place.host([a], None)[0].reshape(a.shape).astype(place.np.float64)
+
+
+def errors(a: Any, b: Any, roundings: int, masked: bool = False) -> Row:
+    """The largest error and the errors' norm, each beside that of the exact numbers, and what they may be."""
+    from numpy.linalg import norm
+    if a.shape != b.shape:
+        raise ValueError(f"expected the shape {b.shape}, got {a.shape}")
+    most = ROUNDED * roundings + SUMS
+    largest, whole = (float(size(a - b) / max(size(b), 1e-30)) for size in (lambda x: abs(x).max(), lambda x: norm(x.ravel())))
+    same = not masked or bool(((a == 0) == (b == 0)).all())
+    return {"largest": largest, "norm": whole, "most": most, "right": same and largest <= most and whole <= most}
 
 
 # ---- Twice ---------------------------------------------------------------------------------------------------------
 
 def twice(file: Path, emulated: bool) -> bool:
     """Every twin with the same inputs twice: the same bits, for no kernel adds in an order that changes."""
-    place, rows = Place(emulated), []
-    shape = SHAPES["tiny" if emulated else "N = 1,024"]
-    for name, operation in OPERATIONS.items():
-        if name == "optimizer":                 # it moves its parameters; the training below repeats it
-            continue
-        try:
-            for found in operation(place, shape | {"N": shape["B"] * shape["T"]}):
-                assert isinstance(found, Passes)
-                rows += [{"operation": case.operation, "equal": equal(case, place)} for case in found.cases(place, shape)]
-        except Skip as reason:
-            rows.append({"operation": name, "skipped": str(reason)})
-        except Exception as error:
-            traceback.print_exc()
-            rows.append({"operation": name, "equal": False, "error": told(error)})
-        print(rows[-1], flush=True)
-        write(file, {"rows": rows})
-    return all(row.get("equal", True) for row in rows) and any("equal" in row for row in rows)
+    return each(file, emulated, repeats, KERNELS)
+
+
+def repeats(found: Passes, place: Place, sizes: Row) -> Iterator[Row]:
+    for case in found.cases(place, sizes):
+        yield {"operation": case.operation, "right": equal(case, place)}
 
 
 def equal(case: Case, place: Place) -> bool:
@@ -210,6 +323,6 @@ def gaps(cpu: list[float], gpu: list[float]) -> Row:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        part, file, emulated = {"twice": twice, "curves": curves}[sys.argv[2]], Path(sys.argv[3]), sys.argv[4] == "1"
-        sys.exit(0 if part(file, emulated) else 1)
+        part = {"right": right, "twice": twice, "curves": curves}[sys.argv[2]]
+        sys.exit(0 if part(Path(sys.argv[3]), sys.argv[4] == "1") else 1)
     main()

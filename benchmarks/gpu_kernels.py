@@ -8,8 +8,9 @@ Each operation's CUDA twin alone, forward and backward, in bfloat16 with float32
 N = 32,768 and N = 1,024 tokens. Times are the GPU's own (`device_ms` in measure.py), medians. Beside them stands what the
 operation cannot do without, in bytes or floating-point operations, by the formula in the table, and which share of the rate
 measured on the same card in the same run this makes: of a copy for bytes, of a large bfloat16 product for operations. PyTorch's
-peer is timed alike, and the largest difference of its results is told. Parameters are float32 in minitune, which rounds them
-in its time, and bfloat16 already in PyTorch. Writes benchmarks/results/gpu_kernels.json, after each operation anew.
+peer is timed alike, and the largest difference of its results is told; where it is larger than rounding can make it, the row
+has an error and the run ends with 1. Parameters are float32 in minitune, which rounds them in its time, and bfloat16 already in
+PyTorch. Writes benchmarks/results/gpu_kernels.json, after each operation anew.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ COLUMNS = {"operation": "", "shape": "", "work": "at least", "ms": "ms", "rate":
            "torch_ms": "PyTorch, ms", "ratio_to_torch": "to PyTorch", "differs": "differs by"}
 PATIENCE = 90           # seconds without a word after which an operation is given up
 GO_ON = 3               # what a process ends with whose GPU answers no more, once it has told of it
+# bfloat16 keeps 8 binary digits: a number is off by up to 2^-8 of itself once it is rounded, and a sum of rounded terms by less
+# than that of the largest sum, since errors of either sign add up as slowly as the terms do. A library rounds parameters,
+# numbers on the way and results, seven times at most (lora_linear): what 14 roundings do together is, of either sign, below 4.
+ROUNDED = 2.0**-8
+APART = 4 * ROUNDED     # how far two libraries' results may be apart, as a share of the largest number
 
 
 @dataclass
@@ -98,7 +104,7 @@ def main() -> None:
             write(options.json, {**facts, "bounds": bounds, "rows": rows})
     print("\n".join(table(rows, COLUMNS)))
     if not rows or any("error" in row for row in rows):
-        sys.exit("some operations could not be measured: " + ", ".join(row["operation"] for row in rows if "error" in row))
+        sys.exit("\n".join(f"{row['operation']}: {row['error']}" for row in rows if "error" in row) or "nothing was measured")
 
 
 def page() -> list[str]:
@@ -208,7 +214,9 @@ def measure_case(case: Case, place: Place) -> Row:
     except Exception as error:
         return row | {"torch_error": told(error)}
     if case.comparable:
-        row["difference"] = max(difference(a, b) for a, b in zip(ours, theirs, strict=True))
+        row["difference"] = float(place.np.max([difference(a, b) for a, b in zip(ours, theirs, strict=True)]))
+        if not row["difference"] <= APART:      # so that NaN is an error too
+            row["error"] = f"differs from PyTorch by {row['difference']:.2g}, more than {APART:.2g}"
     return row | {"torch_ms": median(times), "torch_times_ms": times, "ratio_to_torch": row["ms"] / median(times)}
 
 
@@ -326,13 +334,9 @@ class Passes:
 
     def cases(self, place: Place, sizes: dict[str, int]) -> Iterator[Case]:
         """Forward, then backward; or both at once. Skip where there is no twin, or it does not take these inputs."""
-        fast, arrays, needs = self.twin(place), self.arrays(place), self.needs()
-        reason = fast.unsupported(*arrays, **self.settings)
-        if reason is not None:
-            raise Skip(reason or "by its rule the references are better here")
+        fast, arrays, needs = self.taken(place)
         y, saved = fast.forward(*arrays, **self.settings, needs=needs)
-        grad = place.array(place.np.resize(place.numbers, y.shape), half=y.dtype == place.bfloat16)
-        title = f"{self.name}{', ' + self.label if self.label else ''}"
+        grad = self.slope(place, y)
 
         def forward() -> list[Any]:
             return [fast.forward(*arrays, **self.settings, needs=needs)[0]]
@@ -347,15 +351,26 @@ class Passes:
         for name, call, work, peer in zip(("forward", "backward", "both"), (forward, backward, both), self.work,
                                           self.peers(place)):
             if work:
-                yield Case(f"{title}, {name}", work, sizes, call, peer, self.comparable)
+                yield Case(f"{self.title}, {name}", work, sizes, call, peer, self.comparable)
 
-    def twin(self, place: Place) -> Any:
-        """The CUDA twin."""
+    @property
+    def title(self) -> str:
+        return f"{self.name}{', ' + self.label if self.label else ''}"
+
+    def taken(self, place: Place) -> tuple[Any, list[Any], Any]:
+        """The CUDA twin, the inputs that it takes, and which gradients are asked for."""
         from minitune.backend import twin
-        found = twin("cuda", self.stem, self.name)
-        if found is None:
+        fast, arrays = twin("cuda", self.stem, self.name), self.arrays(place)
+        if fast is None:
             raise Skip("it has no CUDA twin")
-        return found
+        reason = fast.unsupported(*arrays, **self.settings)
+        if reason is not None:
+            raise Skip(reason or "by its rule the references are better here")
+        return fast, arrays, self.needs()
+
+    def slope(self, place: Place, y: Any) -> Any:
+        """A gradient of the result, in its dtype."""
+        return place.array(place.np.resize(place.numbers, y.shape), half=y.dtype == place.bfloat16)
 
     def needs(self) -> Any:
         """Which gradients are asked for, as the operation's reference names its inputs."""
@@ -451,7 +466,7 @@ def rope(place: Place, s: Row) -> Iterator[Passes]:
 
     cos, sin = (place.tensor(f(angles)) if place.torch else None for f in (np.cos, np.sin))
     yield Passes("rope", "rope", {"x": place.normal(B, T, H, D), "positions": positions}, "x", ("4 N C bytes", "4 N C bytes"),
-                 turned, settings={"frequencies": place.array(frequencies)})
+                 turned, settings={"frequencies": frequencies})
 
 
 def linear(place: Place, s: Row) -> Iterator[Passes]:

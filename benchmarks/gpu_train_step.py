@@ -9,8 +9,9 @@ layer), 4,096 tokens. bfloat16: minitune by `model.to("cuda", "bfloat16")` and i
 scaled_dot_product_attention, fused AdamW and clipping. Random weights, the same in every arm; each arm in a process of its own.
 After the steps that warm up, blocks of steps are timed with one wait for the GPU at the end of each; the median block counts.
 Memory is told three ways: what arrays held at most in a step, what the library reserved, and what the whole device had given
-away when all was done, its driver included. Also: the losses of the first steps, and how often minitune's step waits for the
-GPU. Writes benchmarks/results/gpu_train_step.json, after each arm anew.
+away when all was done, its driver included. Also: the losses of the first steps, and whether minitune's step waits for the GPU,
+in which case the run ends with 1. Writes benchmarks/results/gpu_train_step.json, after each arm anew; torch.compile, which
+takes longest, comes last.
 """
 
 from __future__ import annotations
@@ -52,8 +53,7 @@ NAMES = {"minitune": "minitune", "torch": "PyTorch", "hugging_face": "Hugging Fa
 NEEDS = {"minitune": (), "torch": ("torch",), "hugging_face": ("torch", "transformers", "peft"), "compile": ("torch",)}
 FIRST, WARM = 5, 3                              # steps whose losses are told, and further ones before the clock runs
 BLOCKS, STEPS = 5, 10                           # timed; after every tenth step minitune's trainer looks at the losses
-WAITING = ("get", "item", "tolist", "__float__", "__int__", "__bool__", "__array__")        # of cupy.ndarray
-RUNTIME = ("memcpy", "streamSynchronize", "deviceSynchronize", "eventSynchronize")          # of cupy.cuda.runtime
+READING = ("get", "item", "tolist", "__float__", "__int__", "__bool__", "__array__")        # of cupy.ndarray
 COLUMNS = {"label": "", "tokens_a_second": "tokens a second", "median_ms": "ms a step", "range": "80 % between",
            "ratio_to_torch": "time, to PyTorch", "percent_of_product": "% of a product's rate", "peak_mb": "arrays, peak MB",
            "reserved_mb": "reserved MB", "device_mb": "device MB", "memory_to_torch": "device MB, to PyTorch",
@@ -79,7 +79,7 @@ def main() -> None:
         parser.error("--quick and --emulated go together: the emulation is thousands of times slower than a GPU")
     if options.quick and options.json and options.json.resolve().parent == ROOT / "benchmarks" / "results":
         parser.error("--quick only shows that everything runs: give --json a FILE elsewhere")
-    names = [name for name in options.names.split(",") if all(map(find_spec, NEEDS[name]))]
+    names = [name for name in NAMES if name in options.names.split(",") and all(map(find_spec, NEEDS[name]))]
     if absent := set(options.names.split(",")) - set(names):
         print(f"left out, for what they need is not installed: {', '.join(sorted(absent))}", file=sys.stderr)
     configs = {"tiny": "full"} if options.quick else {name: CONFIGS[name] for name in options.configs.split(",")}
@@ -106,6 +106,8 @@ def measure(arms: list[Row], options: Any, facts: Row) -> None:
     print("\n".join(tables(rows)))
     if "error" in bounds or any("error" in row for row in rows):
         sys.exit("some arms could not be measured")
+    if any(row.get("waited") for row in rows):
+        sys.exit("minitune's step waited for the GPU")
 
 
 def summary(results: list[Row]) -> Row:
@@ -143,15 +145,15 @@ def tables(rows: list[Row]) -> list[str]:
                         "first_loss": f"{row['first_loss']:.4f}" if "first_loss" in row else None,
                         "gap": f"{row['gap']:.0e}" if "gap" in row else None} for row in rows if row["size"] == size]
         lines += [f"**{size}**, {shown[0]['mode']}: {GPU_SIZES[size]}", "", *table(shown, COLUMNS), ""]
-        lines += [line for row in shown if "waits" in row for line in (waiting(row), "")]
+        lines += [line for row in shown if "waited" in row for line in (waiting(row), "")]
     return lines[:-1]
 
 
 def waiting(row: Row) -> str:
-    """Whether minitune's steps waited for the GPU, in a sentence."""
-    waited = sum(map(bool, row["waits"]))
-    return (f"Of {len(row['waits'])} steps of minitune {waited} waited for the GPU. A step behind other work took the CPU "
-            f"{row['host_ms']:.0f} ms and {'waited for it' if row['waited'] else 'did not wait for it'}.")
+    """Whether minitune's step waited for the GPU, and how many of some steps read a number from it."""
+    return (f"minitune's step behind other work took the CPU {row['host_ms']:.0f} ms of {row['host_and_gpu_ms']:.0f} ms: it "
+            f"{'waited' if row['waited'] else 'did not wait'} for the GPU. Of {len(row['reads'])} steps "
+            f"{sum(map(bool, row['reads']))} read a number from it.")
 
 
 def page() -> list[str]:
@@ -266,16 +268,18 @@ def cupy_memory(step: Callable[[], Any]) -> Row:
 # ---- Does the step wait for the GPU? -------------------------------------------------------------------------------
 
 def waits_of(step: Callable[[], Any], finish: Callable[[], Any], size: str, mode: str) -> Row:
-    """{"waits": {what waited: how often} for each of ten steps, one of which looks at the losses of all; "host_ms": how long
-    the CPU needs for a step of two layers that the GPU cannot have begun, because a kernel of half a second stands before it}:
-    a step that waits for anything takes half a second there."""
+    """Whether a step waits for the GPU: "host_ms" is how long the CPU needs for a step of two layers that the GPU cannot have
+    begun, because a kernel of half a second stands before it. A step that waits for anything takes half a second there, and
+    "waited" says so; nothing else judges. "reads" only helps to find where: for each of ten steps, one of which looks at the
+    losses of all, {what read a number: how often}. It does not see CuPy's own calls of CUDA, which no Python name leads to.
+    """
     import cupy
     from own import large_gpt, training_step
-    waits = []
+    reads = []
     for _ in range(STEPS):
-        with counted(cupy) as found:
+        with counted(cupy.ndarray) as found:
             step()
-        waits.append(dict(found))
+        reads.append(dict(found))
     finish()
     sizes = replace(GPU_SIZES[size], layers=2, B=1)     # few enough launches for the GPU's queue
     small = training_step(large_gpt(sizes, mode).to("cuda", "bfloat16"), sizes)
@@ -288,35 +292,38 @@ def waits_of(step: Callable[[], Any], finish: Callable[[], Any], size: str, mode
     host = perf_counter() - begin
     finish()
     both = perf_counter() - begin
-    return {"waits": waits, "host_ms": 1000 * host, "host_and_gpu_ms": 1000 * both, "waited": host > 0.9 * both}
+    return {"reads": reads, "host_ms": 1000 * host, "host_and_gpu_ms": 1000 * both, "waited": host > 0.9 * both}
 
 
 @contextmanager
-def counted(cupy: Any) -> Iterator[Counter[str]]:
-    """Counts, inside a `with` block, what makes the CPU wait for the GPU: numbers read from it, and CuPy's waits."""
-    waits: Counter[str] = Counter()
-    places = [(cupy.ndarray, name) for name in WAITING] + [(cupy.cuda.runtime, name) for name in RUNTIME]
-    before = [vars(owner).get(name) for owner, name in places]
+def counted(ndarray: Any) -> Iterator[Counter[str]]:
+    """Counts, inside a `with` block, the calls of Python methods that read numbers of a GPU's array.
+
+    They alone can be counted from here: CuPy is compiled, and calls CUDA's memcpy and synchronize as C functions, so that other
+    names in cupy.cuda.runtime would change nothing.
+    """
+    reads: Counter[str] = Counter()
+    before = {name: vars(ndarray).get(name) for name in READING}
 
     def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def run(*arguments: Any, **settings: Any) -> Any:
-            waits[name] += 1
+            reads[name] += 1
             return call(*arguments, **settings)
 
         return run
 
-    for owner, name in places:
-        if hasattr(owner, name):
-            setattr(owner, name, counting(name, getattr(owner, name)))
+    for name in READING:
+        if hasattr(ndarray, name):
+            setattr(ndarray, name, counting(name, getattr(ndarray, name)))
     try:
-        yield waits
+        yield reads
     finally:
-        for (owner, name), own in zip(places, before, strict=True):
+        for name, own in before.items():
             if own is not None:
-                setattr(owner, name, own)
-            elif name in vars(owner):           # it was inherited
-                delattr(owner, name)
+                setattr(ndarray, name, own)
+            elif name in vars(ndarray):         # it was inherited
+                delattr(ndarray, name)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ parameters, their gradients, sums and losses stay float32. On a CPU in float32 n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import wraps
 from importlib import import_module
 from types import ModuleType
@@ -53,12 +53,16 @@ def to_device(array: Array, device: str) -> Array:
 
 def moved(batch: Any, device: str) -> Any:
     """A batch with its arrays on "cpu" or "cuda", integers as int32 there, and what it was made from as its `host`."""
-    if device_of(batch.targets) == device or batch.host:
-        return batch.host if device == "cpu" and batch.host else batch
+    if device_of(batch.targets) == device:
+        return batch
+    if batch.host is not None:
+        return batch.host
     arrays = {f.name: a for f in fields(batch) if hasattr(a := getattr(batch, f.name), "dtype")}
     arrays = {name: array_module(a).ascontiguousarray(a, np.int32) if a.dtype.kind in "iu" else a for name, a in arrays.items()}
     arrays = {name: to_device(a, device) for name, a in arrays.items()}
-    return type(batch)(**arrays, host=batch if device == "cuda" else None)
+    made = replace(batch, **arrays)
+    made.host = batch if device == "cuda" else None
+    return made
 
 
 # ---- bfloat16 ----------------------------------------------------------------------------------------------------
@@ -110,7 +114,8 @@ def in_float32(forward: Callable, backward: Callable) -> tuple[Callable, Callabl
         half = next(a.dtype for a in arrays if hasattr(a, "dtype") and is_bfloat16(a.dtype))
         result, saved = forward(*map(widened, arrays), needs=needs, **settings)
         dtypes = [a.dtype if hasattr(a, "dtype") else None for a in arrays]
-        return result.astype(half) if result.ndim else result, (dtypes, *saved)
+        loses_axes = not result.ndim and any(getattr(a, "ndim", 0) for a in arrays)
+        return result if loses_axes else result.astype(half), (dtypes, *saved)
 
     @wraps(backward)
     def backward_in_float32(grad: Array, dtypes: list[Any], *saved: Any, needs: Any) -> tuple:

@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data import Dataset, load, read
+from ..devices import float_dtype, to_device
 
 READING = ("text", "label", "kind", "labels", "valid", "test", "split_seed", "encoding")
 
@@ -56,6 +59,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: an NVIDIA GPU (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations; bfloat16 is for GPUs, weights stay "
                         "float32 (default: float32)")
+
+
+def check_device(options: Any) -> None:
+    """Raises where there is no such device, or no bfloat16: before minutes of work, and before anything is written."""
+    to_device(np.zeros(1), options.device)
+    float_dtype(options.dtype or "float32")
 
 
 def read_data(options: Any) -> Dataset:

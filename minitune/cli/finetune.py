@@ -73,7 +73,7 @@ def _base(options: Any) -> Path:
     if options.base:
         return Path(options.base)
     print("Base: a small GPT, pre-trained on the English that comes with Python (made once, in two to three minutes)")
-    return default_base()
+    return default_base(True, options.device)
 
 
 def _baseline(dataset: Dataset, split: str, results: dict[str, Any]) -> str:

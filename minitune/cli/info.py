@@ -34,7 +34,7 @@ def run(options: Any) -> None:
     """Prints what was found, then what to mend."""
     rows = {"minitune": __version__, "Python": f"{platform.python_version()} on {platform.platform()}",
             "cores": f"{_cores_there()}, minitune uses {cores()}", "BLAS": _blas()}
-    for package in ("numpy", "tokenizers", "safetensors", "numba", "matplotlib", "scikit-learn"):
+    for package in ("numpy", "tokenizers", "safetensors", "numba", "ml_dtypes", "matplotlib", "scikit-learn"):
         rows[package] = _version(package)
     rows |= _twins()
     rows["GPU"] = _gpu()

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         command = f"minitune {options.command}"
         begun = hasattr(options, "resume") and (options.out / RECORD).exists()
-        again = f"{command} --resume --out {options.out}" if begun else "the same command"
+        device = "" if getattr(options, "device", "cpu") == "cpu" else f" --device {options.device}"
+        again = f"{command} --resume --out {options.out}{device}" if begun else "the same command"
         print(f"\n{command}: interrupted. What is finished is kept: {again} goes on from there.", file=sys.stderr)
         return 130
     return 0

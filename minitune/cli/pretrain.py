@@ -7,10 +7,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
-
 from ..data import Dataset
-from ..devices import to_device
 from ..experiments import Pretraining, pretrain
 from ..formats.folder import write_text
 from ..models import GPT
@@ -44,7 +41,6 @@ def add_command(commands: Any) -> None:
 def run(options: Any) -> None:
     """Reads, pre-trains, records."""
     options, dataset = open_run(options)
-    to_device(np.zeros(1), options.device)      # raises where there is none, before anything is written
     if not options.resume:
         begin(options)
     settings = Pretraining(**{name: getattr(options, name) for name in (*SIZES, "lr", "seed")})

@@ -14,27 +14,28 @@ from .. import __version__
 from ..data import Dataset
 from ..formats.folder import write_text
 from ..train.checkpoint import checkpoints
-from .arguments import read_data, show_data
+from .arguments import check_device, read_data, show_data
 from .info import warn_of_slow_settings
 
 RECORD = "run.json"
-NOT_ASKED = ("run", "command", "resume", "out")                 # of the arguments: they do not say how a run is made
+NOT_ASKED = ("run", "command", "resume", "out", "device")       # of the arguments: they do not say what a run makes
 
 
 def add_run(parser: argparse.ArgumentParser, out: str) -> None:
     """--out and --resume."""
     parser.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help=f"the run's folder (default: {out})")
     parser.add_argument("--resume", action="store_true",
-                        help="go on with the interrupted run in --out; everything else is read from there")
+                        help="go on with the interrupted run in --out; all but --device is read from there")
 
 
 def open_run(options: Any) -> tuple[Any, Dataset]:
     """What is asked for, and the data, read and shown. Nothing is written yet: `begin` does that once the base is read.
 
-    With --resume, what was asked when the run was begun. Raises ValueError where --out is a file, holds results already, or
-    nothing to resume.
+    With --resume, what was asked when the run was begun, on the device that is asked for now. Raises ValueError where --out is
+    a file, holds results already, or nothing to resume, and as `check_device` does.
     """
     options = _asked(options)
+    check_device(options)
     warn_of_slow_settings()
     dataset = read_data(options)
     show_data(dataset)
@@ -48,7 +49,7 @@ def _asked(options: Any) -> Any:
         raise ValueError(f"--out {out} is a file; give a folder")
     if options.resume:
         if options.data is not None:
-            raise ValueError("--resume reads everything from the run's folder. Leave DATA and the options out")
+            raise ValueError("--resume reads everything from the run's folder. Leave DATA and all options but --device out")
         if record is None or record["command"] != options.command:
             raise ValueError(f"--out {out} holds no {options.command} to resume")
         return argparse.Namespace(**{**vars(options), **record["arguments"], "resume": True})

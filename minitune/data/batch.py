@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import numpy as np
@@ -31,7 +31,7 @@ class Batch:
     targets: np.ndarray         # (B, T) tokens or (B,) labels, or what a head defines; IGNORE where nothing is to be predicted
     segments: np.ndarray | None = None      # (B, T) which of a row's texts a token is of, where a model tells them apart
     related: np.ndarray | None = None       # (B,) whether a row's second text follows its first: 0 yes, 1 no
-    host: Batch | None = None               # of a batch on a GPU, the one that it was made from
+    host: Batch | None = field(default=None, init=False, repr=False, compare=False)    # on a GPU, what it was made from
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class ImageBatch:
 
     images: np.ndarray
     targets: np.ndarray
-    host: ImageBatch | None = None          # of a batch on a GPU, the one that it was made from
+    host: ImageBatch | None = field(default=None, init=False, repr=False, compare=False)    # on a GPU, what it was made from
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,7 +41,12 @@ class ImageBatch:
     @property
     def supervised(self) -> int:
         """How many targets count."""
-        return int(((self.host or self).targets != IGNORE).sum())
+        return int((self.on_host.targets != IGNORE).sum())
+
+    @property
+    def on_host(self) -> ImageBatch:
+        """The batch where its numbers can be looked at without waiting for a GPU."""
+        return self if self.host is None else self.host
 
     @classmethod
     def of_images(cls, images: np.ndarray) -> ImageBatch:

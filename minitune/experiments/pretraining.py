@@ -46,8 +46,8 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
     texts is read instead; an interrupted pre-training goes on from its last checkpoint. pretraining.json records the
     settings, the texts' fingerprint and the perplexity on what was held out, the validation texts or else the last rows;
     history.csv, in `out` if that is given, how it went. `device` and `dtype` are those of `Module.to`, and no part of the
-    record. Raises ValueError for a data set without texts or with too few, and where the folder holds another model or the
-    beginning of one: it is not overwritten.
+    record; what was interrupted goes on in the dtype that it was begun in. Raises ValueError for a data set without texts or
+    with too few, and where the folder holds another model or the beginning of one: it is not overwritten.
     """
     settings, folder, out = settings or Pretraining(), Path(folder), Path(out or folder)
     asked = asdict(settings) | {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "version": dataset.version}
@@ -57,7 +57,7 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
     if whole:
         model = from_pretrained(folder)
         assert isinstance(model, GPT)
-        return model
+        return model.to(device, dtype)
     backend.seed(settings.seed)
     model, train, valid = _model_and_rows(dataset, settings)
     model.to(device, dtype)
@@ -73,12 +73,15 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
     return model
 
 
-def default_base(progress: bool = True) -> Path:
-    """The folder of a small GPT pre-trained on "pydocs": made once, in two to three minutes, and kept in the user's cache."""
+def default_base(progress: bool = True, device: str = "cpu") -> Path:
+    """The folder of a small GPT pre-trained on "pydocs": made once, in two to three minutes, and kept in the user's cache.
+
+    On any `device` it is trained in float32, since later fine-tunings of every kind begin from it.
+    """
     folder = cache_folder() / f"base-{__version__}-python-{python_version()}"       # each Python brings texts of its own
     with _one_at_a_time(folder.with_name(folder.name + ".lock")):     # runs side by side wait for the first
         if not (folder / "model.safetensors").exists():
-            pretrain(load("pydocs"), folder, BASE, progress)
+            pretrain(load("pydocs"), folder, BASE, progress, None, device)
     return folder
 
 

@@ -140,7 +140,7 @@ class AWDLSTM(LanguageModel):
         if config.activation_regularization:
             counts["activation"] = batch.tokens * config.n_embd
         if config.temporal_activation_regularization:
-            counts["temporal_activation"] = int(_goes_on(batch.host or batch).sum()) * config.n_embd
+            counts["temporal_activation"] = int(_goes_on(batch.on_host).sum()) * config.n_embd
         return counts
 
     def layer_groups(self) -> Groups:

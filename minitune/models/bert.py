@@ -97,7 +97,7 @@ class BERT(Backbone):
         """(B, T), 0 where a batch has none."""
         if batch.segments is None:
             return array_module(batch.ids).zeros_like(batch.ids)
-        segments, count = (batch.host or batch).segments, self.config.n_segments
+        segments, count = batch.on_host.segments, self.config.n_segments
         if segments is not None and segments.size and not 0 <= segments.min() <= segments.max() < count:
             raise ValueError(f"BERT: segments must be 0 .. {count - 1}, as n_segments is {count}, got {segments.min()} .. "
                              f"{segments.max()}")

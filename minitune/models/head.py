@@ -121,7 +121,7 @@ class PooledHead(Head):
         super().__init__(backbone, pooling == "cls", output)
         self.pooling = pooling
         self.head = Linear(own.config.n_embd * (3 if pooling == "concat" else 1), outputs,
-                           own.head_bias if bias is None else bias).to(self.device, self.dtype)
+                           own.head_bias if bias is None else bias).to(self.backbone.device, self.dtype)
 
     def forward(self, inputs: Any) -> Tensor:
         """Integer ids (B, T), images (B, channels, H, W), or a batch -> logits (B, outputs)"""

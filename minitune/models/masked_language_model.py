@@ -45,7 +45,7 @@ class MaskedLanguageModel(Head):
         self.norm = LayerNorm(config.n_embd, getattr(config, "eps", 1e-12))
         self.bias: Parameter = filled((config.vocab_size,), 0.0)
         self.relation = Linear(config.n_embd, 2) if next_sentence else None
-        self.to(self.device, self.dtype)
+        self.to(self.backbone.device, self.dtype)
 
     @property
     def causal(self) -> bool:

@@ -69,7 +69,7 @@ class TokenClassifier(Head):
     def __init__(self, backbone: Any, labels: Sequence[str]) -> None:
         super().__init__(backbone)
         self.labels = checked_labels("TokenClassifier", labels)
-        self.head = Linear(self.backbone.config.n_embd, len(self.labels)).to(self.device, self.dtype)
+        self.head = Linear(self.backbone.config.n_embd, len(self.labels)).to(self.backbone.device, self.dtype)
 
     def forward(self, ids: Any) -> Tensor:
         """Integer ids (B, T), or a Batch -> logits (B, T, K)"""

@@ -88,13 +88,15 @@ class Module:
         """Moves every parameter to "cpu" or "cuda" and makes "float32", "bfloat16" or "float64" the dtype of activations.
 
         Beside bfloat16 the parameters stay float32, and so do their gradients: what an optimizer adds up over thousands of
-        steps is never rounded to three digits. Returns the module.
+        steps is never rounded to three digits. Embedding and Conv2d, where activations begin, cast them; `dtype` is None until
+        it is set: activations are then what the parameters are. A parameter that moves drops its gradient. Returns the module.
         Raises RuntimeError where there is no GPU, ValueError for another device or dtype.
         """
         dtype = None if dtype is None else float_dtype(dtype)
         for p in self.parameters():
             data = p.data if dtype is None else p.data.astype(np.float64 if dtype == np.float64 else np.float32, copy=False)
-            p.data, p.grad = data if device is None else to_device(data, device), None
+            data = data if device is None else to_device(data, device)
+            p.data, p.grad = data, p.grad if data is p.data else None
         for module in () if dtype is None else self.modules():
             module.dtype = dtype
         return self
@@ -169,7 +171,8 @@ class Module:
         own = dict(self.named_parameters())
         for name, array in state.items():
             if name in own:
-                own[name].data = array_module(own[name].data).array(array, dtype=own[name].dtype, order="C")
+                array = to_device(array, device_of(own[name].data))
+                own[name].data = array_module(array).array(array, dtype=own[name].dtype, order="C")
 
     def misfits(self, state: dict[str, Array], strict: bool = True) -> list[str]:
         """What `load_state_dict` would refuse, a line for each array."""

@@ -39,16 +39,20 @@ def cross_entropy(logits: Tensor, targets: Array) -> Tensor:
 def cross_entropy_forward(logits, targets, *, needs):
     xp, z, targets = array_module(logits), logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)    # (N, V), (N,)
     kept = targets != IGNORE
-    at_target = xp.arange(len(z)), xp.where(kept, targets, 0)               # an ignored row has one too, of no weight
-    log_p = z - logsumexp(z) if len(z) else z                               # (N, V)
-    return -xp.where(kept, log_p[at_target], 0).sum(), (log_p, kept, at_target, logits.shape)
+    rows = slice(None) if device_of(z) == "cuda" or kept.all() else kept.nonzero()[0]       # a GPU had to be waited for
+    z, kept = z[rows], kept[rows]
+    at_target = xp.arange(len(z)), xp.where(kept, targets[rows], 0)         # an ignored row has one too, of no weight
+    log_p = z - logsumexp(z) if len(z) else z                               # (rows, V)
+    return -xp.where(kept, log_p[at_target], 0).sum(), (log_p, kept, at_target, rows, logits.shape)
 
 
-def cross_entropy_backward(grad, log_p, kept, at_target, shape, *, needs):
+def cross_entropy_backward(grad, log_p, kept, at_target, rows, shape, *, needs):
     xp = array_module(log_p)
     p = xp.exp(log_p)
     p[at_target] -= 1                                                       # d loss / d z = softmax(z) - one at the target
-    return xp.where(kept[:, None], p * grad, 0).reshape(shape), None
+    grad_logits = xp.zeros(shape, p.dtype)
+    grad_logits.reshape(-1, shape[-1])[rows] = xp.where(kept[:, None], p * grad, 0)
+    return grad_logits, None
 
 
 def binary_cross_entropy(logits: Tensor, targets: Array) -> Tensor:

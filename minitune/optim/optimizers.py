@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, mode, twins_for
+from ..backend import Array, array_module, device_of, mode, twins_for
+from ..devices import to_device
 from ..nn import Module, Parameter
 
 
@@ -78,7 +79,7 @@ class Optimizer:
         return [p for group in self.groups for p in group.parameters]
 
     def clip(self, max_norm: float, loss: Any = 0.0) -> Any:
-        """Clips the gradients for the next `step` by `clip_grad_norm`; returns their norm before.
+        """Clips the gradients for the next `step`, and that alone, by `clip_grad_norm`; returns their norm before.
 
         AdamW's twins scale them in that step, as they read them. On a GPU it moves nothing where the norm or `loss` is not
         finite: nobody has to wait for these numbers, arrays () there. Elsewhere the norm is a float, to be looked at first.
@@ -96,7 +97,8 @@ class Optimizer:
             for p in group.parameters:
                 if p.requires_grad and p.grad is not None:
                     slot = self.slots.setdefault(id(p), Slot())
-                    slot.step += 1
+                    slot.step, moments = slot.step + 1, slot.moments
+                    slot.moments = tuple(to_device(m, device_of(p.data)) for m in moments)      # the model may have moved
                     yield p, slot, self.lr * group.rate, group.weight_decay
 
     def zero_grad(self) -> None:

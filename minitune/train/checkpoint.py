@@ -66,8 +66,6 @@ def restore(trainer: Trainer, file: Path) -> None:
     """
     state, arrays = read_state(file)
     _check(trainer, state, arrays, file)
-    if state.get("dtype") != getattr(trainer.model.dtype, "name", None):
-        trainer.model.to(dtype=state.get("dtype") or "float32")
     parameters = dict(trainer.model.named_parameters())
     for name, p in parameters.items():
         p.requires_grad = name in state["trainable"]
@@ -96,7 +94,6 @@ def _capture(trainer: Trainer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays |= {f"average.{name}": a for name, a in (trainer.average.weights if trainer.average else {}).items()}
     arrays |= {f"best.{name}": a for name, a in (trainer.best.weights if trainer.best else {}).items()}
     state = {"step": trainer.step, "settings": trainer.settings, "losses": trainer.losses, "history": trainer.history.rows,
-             "dtype": getattr(trainer.model.dtype, "name", None),
              "trainable": [name for name, p in named.items() if p.requires_grad],
              "slots": {name: slot.step for name, slot in held.items()},
              "moments": max((len(slot.moments) for slot in held.values()), default=0),
@@ -117,6 +114,7 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
             "clip": repr(trainer.clip),
             "evaluate_every": trainer.evaluate_every, "keep_best": trainer.keep_best, "patience": trainer.patience,
             "min_steps": trainer.min_steps,
+            "dtype": str(trainer.model.dtype or next(trainer.model.parameters()).dtype),
             "ema": trainer.average.decay if trainer.average else None, "optimizer": type(trainer.optimizer).__name__,
             "optimizer's settings": repr(optimizer), "parameter groups": groups,
             "training data": _data(trainer.train), "validation data": _data(trainer.valid)}

@@ -65,8 +65,9 @@ class Trainer:
     With `ema`, a decay such as 0.99, an average of the weights is what is evaluated, kept and left in the model.
     With `out`, the history, best.safetensors (what was trained) and, every `checkpoint_every` steps (as often as it is
     evaluated unless told), a checkpoint are written there; `fit(resume=True)` goes on from the last one.
-    Batches go where the model is. On a GPU no step waits for the one before: every 10 steps, and before an evaluation or a
-    checkpoint, losses are looked at. After one that is not finite nothing moves: the weights are those before that step.
+    Batches go where the model is. On a GPU, with AdamW, no step waits for the one before: every 10 steps, and before an
+    evaluation or a checkpoint, losses are looked at. After one that is not finite nothing moves: the weights are those before
+    that step, and the rows read since are not read again.
     Raises ValueError for settings that cannot work, FloatingPointError at the first loss that is not finite, with the
     operation that made it, RuntimeError where a parameter that trains is not reached (`tune.audit`).
     """
@@ -214,7 +215,9 @@ class Trainer:
         for step, rate, batches, counters, *numbers, _ in steps:
             loss, norm = map(float, numbers)
             if not isfinite(loss + norm):       # a finite loss can have an infinite slope
-                self.step = step
+                skipped, self.step = self.step - step, step
+                for slot in self.optimizer.slots.values():                  # steps that moved nothing
+                    slot.step -= min(skipped, slot.step)
                 random.counters.clear()
                 random.counters.update(counters)                            # the same dropout again
                 cause = what_went_wrong(self.model, partial(self._backward, batches))

@@ -32,7 +32,7 @@ class LoRALinear(Module):
         self.B = filled((outputs, r), 0.0, decays=True)
         self.dropout = Dropout(lora_dropout)
         for p in self.A, self.B:                # where the layer is that they adapt
-            p.data = to_device(p.data, device_of(base.weight.data))
+            p.data = to_device(p.data.astype(np.promote_types(p.dtype, base.weight.dtype)), device_of(base.weight.data))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) or None -> (..., out)"""

@@ -80,7 +80,7 @@ def test_a_baseline_that_cannot_be_measured_ends_nothing(base, tmp_path, capsys)
 def test_an_interruption_before_anything_is_written_is_begun_again(table, tmp_path, monkeypatch, capsys):
     from minitune.cli import finetune
 
-    def interrupted():
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(finetune, "default_base", interrupted)

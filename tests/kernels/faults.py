@@ -70,7 +70,7 @@ FAULTS = [
     Fault("dropout", "one number for four elements", "numbers.at[j] >> 8", "numbers.at[0] >> 8"),
     Fault("dropout", "the next block of numbers", "counter + (i + k) / 4", "counter + 1 + (i + k) / 4"),
     Fault("dropout", "no scale", "* kept * scale", "* kept"),
-    Fault("linear", "one bias for a pack", "bias[first + i]", "bias[first]"),
+    Fault("linear", "one bias for a pack", "+ biases[i]", "+ biases[0]"),
     Fault("linear", "no barrier before sums are read", f"{BARRIER}\n    if (threadIdx.y == 0", "if (threadIdx.y == 0"),
     Fault("linear", "rows not checked", "if (row >= N || first >= C)", "if (first >= C)", BEYOND),
     Fault("embedding", "a run's end not seen", "began = false;", ""),

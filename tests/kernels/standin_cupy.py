@@ -52,6 +52,7 @@ class ndarray:
     T = property(lambda self: ndarray(self._host.T))
     base = property(lambda self: None if self._host.base is None else ndarray(self._host.base))
     data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data))
+    device = SimpleNamespace(id=99)             # no GPU has this number: what is kept for it meets no real one
 
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -183,11 +184,19 @@ def asarray(a, dtype=None):
 
 TYPES = {0: np.dtype(np.float32), 14: np.dtype(ml_dtypes.bfloat16)}        # cudaDataType_t
 HANDLE = 7
+mode = 0                        # cublasMath_t of the handle
+
+
+def set_math_mode(handle, wanted):
+    global mode
+    assert handle == HANDLE
+    mode = wanted
 
 
 def gemm_ex(handle, transa, transb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, algo):
     """C = alpha op(A) op(B) + beta C, as cuBLAS defines cublasGemmEx; parameters as CuPy's cublas.gemmEx has them."""
     assert handle == HANDLE and min(m, n, k) > 0 and (compute, algo) == (68, -1)
+    assert mode & 16, "cuBLAS may round parts of a sum to the dtype of the result"
     assert (a_type, b_type, c_type) in {(14, 14, 14), (14, 14, 0), (0, 0, 0)}, "cuBLAS has no such product"
     left = _by_columns(a, k, m, lda, a_type).T if transa else _by_columns(a, m, k, lda, a_type)
     right = _by_columns(b, n, k, ldb, b_type).T if transb else _by_columns(b, k, n, ldb, b_type)
@@ -254,7 +263,7 @@ def module() -> ModuleType:
     cupy.inf, cupy.RawModule = np.inf, RawModule
     cupy.add.at = lambda a, index, values: np.add.at(a._host, _index(index), _host(values))
     cupy.add.reduceat = lambda a, starts, axis=0: _wrapped(np.add.reduceat(_host(a), _host(starts), axis))
-    cublas = SimpleNamespace(gemmEx=gemm_ex)
+    cublas = SimpleNamespace(gemmEx=gemm_ex, getMathMode=lambda handle: mode, setMathMode=set_math_mode)
     cupy.cuda = SimpleNamespace(is_available=lambda: True, cublas=cublas,
                                 device=SimpleNamespace(get_cublas_handle=lambda: HANDLE))
     return cupy
@@ -267,8 +276,8 @@ def _array(a, dtype=None, copy=True, order="K"):
 @contextmanager
 def installed(watched=False):
     """Inside this block `import cupy` gives the stand-in, and `waits` begins anew; `watched`: cuBLAS may read arrays alone."""
-    global memory
-    before, memory = sys.modules.get("cupy"), [] if watched else None
+    global memory, mode
+    before, memory, mode = sys.modules.get("cupy"), [] if watched else None, 0
     sys.modules["cupy"] = module()
     waits.clear()
     try:

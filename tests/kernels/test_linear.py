@@ -63,15 +63,23 @@ def test_each_gradient_has_the_dtype_of_its_input(half):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=str)
-def test_a_residual_may_lie_at_any_address_and_in_any_order(dtype):
-    x, weight, bias, residual = inputs((9, 8), 16, dtype, "bias and residual")
-    moved = np.empty(residual.size + 1, dtype)[1:].reshape(residual.shape)
-    moved[...] = residual
+def test_bias_and_residual_may_lie_at_any_address_and_a_residual_in_any_order(dtype):
+    x, weight, bias, residual = inputs((9, 8), 48, dtype, "bias and residual")
     with backend.emulated_gpu():
-        plain, *others = (ops.linear(*map(mt.Tensor, (x, weight, bias, r))).data
-                          for r in (residual, moved, np.asfortranarray(residual)))
+        plain, *others = (ops.linear(*map(mt.Tensor, (x, weight, b, r))).data
+                          for b, r in [(bias, residual), (bias, moved(residual)), (moved(bias), residual),
+                                       (moved(bias), moved(residual)), (bias, np.asfortranarray(residual))])
     for other in others:
         np.testing.assert_array_equal(other, plain)
+
+
+def moved(array):
+    """The same numbers at an address that is no multiple of 16."""
+    room = np.empty(array.size + 16, array.dtype)
+    start = next(i for i in range(16) if room[i:].ctypes.data % 16)
+    at = room[start:start + array.size].reshape(array.shape)
+    at[...] = array
+    return at
 
 
 def test_transposed_and_strided_inputs():
@@ -79,8 +87,8 @@ def test_transposed_and_strided_inputs():
     check([np.asfortranarray(x), np.asfortranarray(weight), np.repeat(bias, 2)[::2], residual[::-1]])
 
 
-def test_results_are_rounded_once_after_bias_and_residual_are_added():
-    # In bfloat16 256 + 1 is 256, so bias and residual count only if they are added to each other before rounding.
+def test_bias_and_residual_are_added_to_the_rounded_product_before_the_sum_is_rounded():
+    # In bfloat16 256 + 1 is 256, so bias and residual count only if both are added before rounding.
     x, weight, bias = np.full((1, 1), 256, BFLOAT16), np.ones((3, 1), np.float32), np.ones(3, np.float32)
     with backend.emulated_gpu():
         y = ops.linear(*map(mt.Tensor, (x, weight, bias, np.ones((1, 3), BFLOAT16))))

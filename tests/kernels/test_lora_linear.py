@@ -12,8 +12,8 @@ from minitune.twins.cuda import lora_linear as twin
 pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="the emulation needs g++")
 BFLOAT16 = float_dtype("bfloat16")
 SHAPES = [((1, 1), 1, 1), ((7,), 3, 2), ((2, 5, 33), 40, 4), ((90, 8), 16, 8), ((0, 3), 5, 2)]      # x, out, rank
-SCALE = 1.5             # bfloat16 holds A times it only after rounding
-# float32 as in tests/ops/test_twins.py, of the largest number. In bfloat16 scale A, x A^T, the product and two sums are
+SCALE = 1.5             # times it, a number of 8 bits needs rounding
+# float32 as in tests/ops/test_twins.py, of the largest number. In bfloat16 scale x A^T, the product and two sums are
 # rounded: by up to 2^-8 each, and seldom all to one side. The gradients of A and B are sums of such numbers.
 RTOL, ATOL = {np.dtype(np.float32): 1e-5, BFLOAT16: 2.0**-8}, {np.dtype(np.float32): 2e-6, BFLOAT16: 2.0**-7}
 

@@ -92,6 +92,26 @@ def test_a_product_is_added_in_place(place, M, K, N, dtype):
     np.testing.assert_array_equal(back(y).astype(np.float64), before.astype(np.float64) + exactly(a, b))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=str)
+@pytest.mark.parametrize("factor", [3, -0.5, np.float32(0.25), 0])
+def test_a_factor_counts_before_the_one_rounding(place, factor, dtype):
+    to, back = place
+    a, b = np.array([[256, 1], [2, 4]], BFLOAT16), np.array([[1, 1], [1, -1]], BFLOAT16)       # a b holds 257, not in bfloat16
+    before = np.array([[8, 8], [4, 4]], dtype)
+    exact = float(factor) * exactly(a, b)
+    np.testing.assert_array_equal(back(product(to(a), to(b), dtype, factor=factor)), exact.astype(dtype))
+    product(to(a), to(b), add_to=(y := to(before.copy())), factor=factor)
+    np.testing.assert_array_equal(back(y), (before.astype(np.float64) + exact).astype(dtype))
+
+
+@pytest.mark.parametrize("mode", [0, 3, 19])            # the default, TF32 allowed, and that with the flag
+def test_cublas_is_told_to_keep_parts_of_a_sum_in_float32_and_else_left_as_it_is(mode):
+    with standin_cupy.installed() as cupy:
+        cupy.cuda.cublas.setMathMode(standin_cupy.HANDLE, mode)
+        product(cupy.asarray(np.ones((2, 2), BFLOAT16)), cupy.asarray(np.ones((2, 2), BFLOAT16)))
+        assert standin_cupy.mode == mode | 16
+
+
 @pytest.mark.parametrize("half", [0, 1])
 def test_float32_beside_bfloat16_is_rounded_to_it(place, half):
     to, back = place

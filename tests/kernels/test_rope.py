@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import standin_cupy
 
 from minitune import Tensor, backend, ops
 from minitune.ops.rope import rope_backward, rope_forward
@@ -113,6 +114,18 @@ def test_nan_and_infinity_spoil_what_they_spoil_in_the_reference(value, dtype):
     for g, e in zip(got, expected, strict=True):
         np.testing.assert_array_equal(g.astype(np.float32)[~np.isfinite(e)], e[~np.isfinite(e)])
         assert np.isfinite(g.astype(np.float32)[np.isfinite(e)]).all()
+
+
+def test_the_table_of_frequencies_is_kept_for_each_gpu(monkeypatch):
+    x, positions, frequencies = numbers(1, 3, 2, 4, dtype=np.float32), np.arange(3, dtype=np.int32)[None], frequencies_of(4)
+    tables = []
+    with standin_cupy.installed() as cupy:
+        for number in 101, 102, 101:
+            monkeypatch.setattr(cupy.ndarray, "device", SimpleNamespace(id=number))
+            y, (_, turns) = twin.rope_forward(cupy.asarray(x), cupy.asarray(positions), frequencies=frequencies, needs=NEEDS)
+            np.testing.assert_array_equal(y.get(), by_kernel(x, positions, x, frequencies)[0])
+            tables.append(turns)
+    assert tables[0] is tables[2] is not tables[1]
 
 
 def test_frequencies_that_are_no_numbers_take_the_reference_and_the_reason_is_told():

@@ -7,6 +7,7 @@ import pytest
 from compile import sources
 
 from minitune.twins.cuda import emulation
+from minitune.twins.cuda import kernel as module
 from minitune.twins.cuda.kernel import Source, folder
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
@@ -133,6 +134,39 @@ def test_a_whole_number_that_does_not_fit_is_told_by_name():
         kernel(1, 1, y, np.int64(2**31))
     with pytest.raises(TypeError, match=r"small: n must be a whole number, got 1\.5"):
         kernel(1, 1, y, 1.5)
+
+
+@pytest.mark.usefixtures("gxx")
+def test_arrays_of_kinds_that_fitted_are_not_checked_again_and_numbers_are(monkeypatch):
+    monkeypatch.setattr(SCALE, "_fitting", {})
+    SCALE(1, 32, *x_by_ids_y(), 0.5)
+    with monkeypatch.context() as inside:
+        inside.setattr(SCALE, "_check", None)                                # which cannot be called
+        *_, y = again = x_by_ids_y()
+        SCALE(1, 32, *again, 1)
+        np.testing.assert_array_equal(y, [[11, 12, 13], [21, 22, 23]])
+        with pytest.raises(TypeError, match="scale: plus must be a number, got '1'"):
+            SCALE(1, 32, *again, "1")
+    for place, wrong in enumerate([np.ones((2, 3)), np.ones(6, np.float32)[::2], [10, 20], None]):      # of another kind each
+        arguments = x_by_ids_y()
+        arguments[place] = wrong
+        for _ in range(2):                      # nor is what did not fit remembered as if it had
+            with pytest.raises((TypeError, ValueError), match=f"scale: {'x by ids y'.split()[place]} must be "):
+                SCALE(1, 32, *arguments, 0.5)
+    assert len(SCALE._fitting) == 1
+
+
+@pytest.mark.usefixtures("gxx")
+def test_a_kernel_remembers_some_kinds_of_arguments_and_sizes_are_always_those_given(monkeypatch):
+    monkeypatch.setattr(SCALE, "_fitting", {})
+    monkeypatch.setattr(module, "REMEMBERED", 3)
+    for length in [1, 2, 3, 4, 5, 4, 3, 2, 1]:
+        for ids in None, np.arange(length, dtype=np.int32):
+            for dtype in np.float32, ml_dtypes.bfloat16:
+                x, by, y = np.ones((length, 3), dtype), np.arange(3, dtype=np.float32), np.zeros((length, 3), dtype)
+                SCALE(1, 32, x, by, ids, y, 0)
+                np.testing.assert_array_equal(y.astype(np.float32), by + (np.zeros(length) if ids is None else ids)[:, None])
+                assert 0 < len(SCALE._fitting) <= 3
 
 
 @pytest.mark.parametrize("signature", ["x", "x:f16[N]", "x:f32[N", "x:f32[N]!", "x f32", "N:i32?"])

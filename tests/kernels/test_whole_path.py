@@ -6,9 +6,10 @@ They learn what they learn on a CPU in float32, and between two looks at the los
 import numpy as np
 import pytest
 import standin_cupy
+from cases import CASES
 
 import minitune as mt
-from minitune import models, tune
+from minitune import models, optim, tune
 from minitune.data import Batch, ImageBatch
 from minitune.models import Classifier
 
@@ -110,3 +111,39 @@ def test_a_model_comes_back_from_a_device_as_it_was():
     for name, p in model.named_parameters():
         np.testing.assert_array_equal(p.data, before[name])
     assert model(np.array([[1, 2]])).dtype == np.float32
+
+
+@pytest.mark.filterwarnings("ignore::minitune.KernelFallback")              # of a kernel that takes no mixture
+@pytest.mark.parametrize("first_alone", [False, True])
+def test_each_gradient_has_the_dtype_of_its_input_whatever_computes_it(first_alone):
+    """All inputs in bfloat16, or the first one alone beside parameters in float32."""
+    import ml_dtypes
+    for case in CASES:
+        dtypes = [np.float32 if first_alone and i else ml_dtypes.bfloat16 for i in range(len(case.floats))]
+        tensors = [mt.Tensor(a.astype(dtype), requires_grad=True) for a, dtype in zip(case.floats, dtypes)]
+        with mt.emulated_gpu(), np.errstate(all="ignore"):
+            y = case.run(*tensors)
+            y.backward(np.ones(y.shape, y.dtype))
+        assert y.dtype in (ml_dtypes.bfloat16, np.float32) and (y.ndim == 0 or y.dtype == ml_dtypes.bfloat16), case
+        assert [t.grad.dtype for t in tensors if t.grad is not None] == dtypes, case
+
+
+def test_a_head_goes_where_its_backbone_is():
+    with standin_cupy.installed():
+        bert = models.BERT(models.BERTConfig(V, 16, 1, 2, 32)).to("cuda", "bfloat16")
+        head = models.MaskedLanguageModel(bert)
+        assert {p.data.__class__.__module__ for p in head.parameters()} == {"cupy"}
+        total, count, _ = head.loss(pairs().to("cuda"))["masked_language_model"]
+        assert count and np.isfinite(total.item())
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, lambda p, lr: optim.SGD(p, lr, momentum=0.9)])
+def test_an_optimizer_goes_on_where_its_model_has_moved(make):
+    model = gpt()
+    optimizer = make(list(model.parameters()), lr=1e-3)
+    loss_and_gradients(model, rows())
+    optimizer.step()
+    with standin_cupy.installed():
+        loss_and_gradients(model.to("cuda"), rows().to("cuda"))
+        optimizer.step()
+        assert {type(m).__module__ for slot in optimizer.slots.values() for m in slot.moments} == {"cupy"}

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +20,7 @@ import numpy as np
 
 FLAGS = ["-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function",
          "-Wno-unknown-pragmas"]
+KEPT = 30 * 24 * 3600                           # seconds that a library stays in the cache unused
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2, "warps": 3}
 NUMBERS = {"f32": ctypes.c_float, "i32": ctypes.c_int, "i64": ctypes.c_longlong, "u8": ctypes.c_ubyte, "u32": ctypes.c_uint,
            "u64": ctypes.c_ulonglong}
@@ -54,16 +57,26 @@ def compiler() -> str | None:
 def build(stem: str, text: str, kernels: Sequence[Any], defines: Sequence[str]) -> list[tuple[Any, Any]]:
     """(kernel, function) for each kernel of a file, compiled for the CPU; what was compiled once is kept.
 
-    `MINITUNE_SANITIZE=address,undefined` compiles with these checks. Raises RuntimeError where there is no compiler.
+    `MINITUNE_SANITIZE=address,undefined` compiles with these checks. Raises RuntimeError where there is no compiler, or the
+    address sanitizer's library was not loaded with Python.
     """
     program = text + "".join(map(_entry, kernels))
-    sanitize = os.environ.get("MINITUNE_SANITIZE")
-    options = ["-O1", "-g1", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else ["-O2"]
-    if "address" in (sanitize or "") and "clang" not in str(compiler()):
-        options.append("-fsanitize-sections=emulated_shared")
+    options = _sanitized(os.environ["MINITUNE_SANITIZE"]) if os.environ.get("MINITUNE_SANITIZE") else ["-O2"]
     options += [f"-D{name}" for name in defines]
     library = ctypes.CDLL(str(_built(stem, program, FLAGS + options)))
     return [(kernel, _function(library, kernel)) for kernel in kernels]
+
+
+def _sanitized(checks: str) -> list[str]:
+    """The options for these checks; unoptimised, since the compiler takes longer than the kernels."""
+    options = ["-O0", "-g1", f"-fsanitize={checks}", "-fno-sanitize-recover=all"]
+    if "address" not in checks:
+        return options
+    if not hasattr(ctypes.CDLL(None), "__asan_init"):           # to load a library that needs it would end Python
+        raise RuntimeError("emulation: MINITUNE_SANITIZE=address needs the sanitizer's library in Python from the start: set "
+                           "LD_PRELOAD=$(g++ -print-file-name=libasan.so) and "
+                           "ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 before it")
+    return options if "clang" in str(compiler()) else [*options, "-fsanitize-sections=emulated_shared"]
 
 
 def _entry(kernel: Any) -> str:
@@ -80,7 +93,7 @@ def _built(stem: str, program: str, options: list[str]) -> Path:
     if gxx is None:
         raise RuntimeError(f"emulation: needs a C++ compiler, and {os.environ.get('CXX', 'g++')} was not found. Install g++, "
                            "or set CXX to another compiler")
-    key = sha256("\0".join([gxx, *options, program]).encode()).hexdigest()[:24]
+    key = sha256("\0".join([gxx, _version(gxx), *options, program]).encode()).hexdigest()[:24]
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitune" / "emulated"
     library = place / f"{stem}-{key}.so"
     if not library.exists():
@@ -92,7 +105,22 @@ def _built(stem: str, program: str, options: list[str]) -> Path:
             if done.returncode:
                 raise RuntimeError(f"emulation: {stem}.cu does not compile:\n{done.stderr[-4000:]}")
             made.replace(library)
+        _remove_unused(place)
+    with suppress(OSError):                     # a cache that may only be read
+        library.touch()
     return library
+
+
+@cache
+def _version(gxx: str) -> str:
+    return subprocess.run([gxx, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def _remove_unused(place: Path) -> None:
+    for library in place.glob("*.so"):
+        with suppress(OSError):                 # another process may remove it first
+            if time.time() - library.stat().st_mtime > KEPT:
+                library.unlink()
 
 
 def _function(library: ctypes.CDLL, kernel: Any) -> Any:

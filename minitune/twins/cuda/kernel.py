@@ -22,6 +22,8 @@ from . import emulation
 PACKAGE = Path(__file__).parents[2]
 NUMPY_TYPES: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "u32": np.uint32,
                                "u64": np.uint64}
+NULL = np.uint64(0)     # in place of an array that is None: CuPy's None would stand for no argument at all
+REMEMBERED = 256        # kinds of arguments that a kernel remembers
 
 Sizes = tuple[int, ...]
 
@@ -124,56 +126,76 @@ class Kernel:
         self.parameters = [_parameter(part) for part in signature.split()]
         axes = {axis for p in self.parameters for axis in p.dims or ()}
         self.filled = {p.name for p in self.parameters if p.dims is None and p.name in axes}
+        self.wanted = [p for p in self.parameters if p.name not in self.filled]
+        self._places = [i for i, p in enumerate(self.wanted) if p.dims is not None]     # of arrays among the arguments
+        self._fitting: dict[Any, tuple[dict[str, Any], bool]] = {}
 
     def __call__(self, grid: int | Sizes, block: int | Sizes, *arguments: Any, shared: int = 0, **defines: int) -> None:
         """Runs the kernel on grid x block threads with `shared` bytes of dynamic shared memory.
 
         Raises TypeError and ValueError for arguments that do not fit the signature.
         """
-        given = self._bound(arguments)
-        arrays = [a for p, a in zip(self.parameters, given, strict=True) if p.dims is not None and a is not None]
+        given, half = self._bound(arguments)
         grid, block = _three(grid), _three(block)
         if not prod(grid):                      # nothing to do, which CUDA calls an invalid configuration
             return
-        activations = [a for p, a in zip(self.parameters, given, strict=True) if p.kind == "T" and a is not None]
-        half = bool(activations) and is_bfloat16(activations[0].dtype)
         for name, values in self.source.choices.items():
             if defines.get(name) not in values:
                 raise ValueError(f"{self.name}: {name} must be one of {', '.join(map(str, values))}, got {defines.get(name)}")
         names = (*(["BF16"] if half else []), *(f"{name}={value}" for name, value in sorted(defines.items())))
-        function = self.source.function(self.name, arrays[0], names)
-        if device_of(arrays[0]) == "cpu":
+        like = next(arguments[i] for i in self._places if arguments[i] is not None)
+        function = self.source.function(self.name, like, names)
+        if device_of(like) == "cpu":
             emulation.run(self, function, grid, block, given, shared)
             return
         if shared:                              # with what a kernel shares besides, it may pass 48 KB, which needs this leave
             function.max_dynamic_shared_size_bytes = shared
-        null = np.uint64(0)                     # CuPy's None would stand for no argument at all
-        function(grid, block, tuple(null if a is None else a for a in given), shared_mem=shared)
+        function(grid, block, tuple([NULL if a is None else a for a in given]), shared_mem=shared)
 
-    def _bound(self, arguments: tuple[Any, ...]) -> list[Any]:
-        """All arguments in order, with sizes filled in and numbers as the kernel's types: Python's have 8 bytes."""
-        rest, dtype = iter(arguments), None
-        given: list[Any] = []
+    def _bound(self, arguments: tuple[Any, ...]) -> tuple[list[Any], bool]:
+        """All arguments in order, sizes filled in, numbers of the kernel's types; and whether activations are bfloat16."""
+        if len(self.wanted) != len(arguments):
+            names = ", ".join(p.name for p in self.wanted)
+            raise TypeError(f"{self.name}: expected {len(self.wanted)} arguments, {names}, got {len(arguments)}")
+        kinds = self._kinds(arguments)
+        known = self._fitting.get(kinds)        # arrays of the same kinds that fitted: each step calls as the last one did
+        sizes, half = known or self._checked(arguments)
+        rest = iter(arguments)
+        given = [self._number(p, sizes[p.name] if p.name in self.filled else next(rest)) if p.dims is None else next(rest)
+                 for p in self.parameters]
+        if known is None and kinds is not None:
+            if len(self._fitting) >= REMEMBERED:
+                self._fitting.clear()
+            sizes = {p.name: a for p, a in zip(self.parameters, given, strict=True) if p.name in self.filled}
+            self._fitting[kinds] = sizes, half
+        return given, half
+
+    def _kinds(self, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """All that the checks of arrays depend on; None where an argument is no array."""
+        try:
+            return tuple([None if (a := arguments[i]) is None else (a.dtype, a.shape, a.flags.c_contiguous)
+                          for i in self._places])
+        except AttributeError:
+            return None
+
+    def _checked(self, arguments: tuple[Any, ...]) -> tuple[dict[str, int], bool]:
+        """The lengths of axes, and whether activations are bfloat16. Raises unless the arrays are what was asked for."""
         sizes: dict[str, int] = {}
-        wanted = [p for p in self.parameters if p.name not in self.filled]
-        if len(wanted) != len(arguments):
-            raise TypeError(f"{self.name}: expected {len(wanted)} arguments, {', '.join(p.name for p in wanted)}, got "
-                            f"{len(arguments)}")
-        for p in self.parameters:
-            a = None if p.name in self.filled else next(rest)
+        dtype = None
+        for p, a in zip(self.wanted, arguments, strict=True):
             if p.dims is not None and not (a is None and p.optional):
                 dtype = self._check(p, a, sizes, dtype)
-            given.append(a)
-        return [self._number(p, sizes[p.name] if p.name in self.filled else a) if p.dims is None else a
-                for p, a in zip(self.parameters, given, strict=True)]
+        return sizes, dtype is not None and is_bfloat16(dtype)
 
     def _number(self, p: Parameter, value: Any) -> Any:
         """The number as the kernel's type."""
-        whole = p.kind != "f32"
+        kind, whole = NUMPY_TYPES[p.kind], p.kind != "f32"
+        if type(value) is kind:
+            return value
         if not isinstance(value, (int, np.integer, np.bool_)) and (whole or not isinstance(value, (float, np.floating))):
             raise TypeError(f"{self.name}: {p.name} must be a {'whole ' if whole else ''}number, got {value!r}")
         try:
-            return NUMPY_TYPES[p.kind](int(value) if whole else value)
+            return kind(int(value) if whole else value)
         except OverflowError:
             raise ValueError(f"{self.name}: {p.name} must fit into {p.kind}, got {value}") from None
 
@@ -214,6 +236,11 @@ def empty(shape: int | Sizes, dtype: Any, like: Array) -> Array:
     if device_of(like) == "cpu":
         array.reshape(-1).view(np.uint8)[...] = 0xFF
     return array
+
+
+def gpu_of(array: Array) -> int | None:
+    """The number of the GPU that an array lies on, None on the CPU: what is kept on a device is kept for each of them."""
+    return None if device_of(array) == "cpu" else array.device.id
 
 
 def ceil_div(count: int, by: int) -> int:

@@ -25,23 +25,28 @@ def layer_norm_forward(x, weight, bias, *, eps, needs):
     rows = rows_of(x)
     N, C = rows.shape
     y, mean, rstd = empty((N, C), x.dtype, x), empty(N, np.float32, x), empty(N, np.float32, x)
-    weight, bias = (a.astype(np.float32, copy=False) for a in (weight, bias))
-    _forward(ceil_div(N, ROWS), ROWS * 32, rows, weight, bias, y, mean, rstd, eps)
-    return y.reshape(x.shape), (rows, weight, mean, rstd) if needs.x or needs.weight else (None, weight, None, None)
+    _forward(ceil_div(N, ROWS), ROWS * 32, rows, _single(weight), _single(bias), y, mean, rstd, eps)
+    kept = (rows, weight, mean, rstd) if needs.x or needs.weight else (None, weight, None, None)
+    return y.reshape(x.shape), (*kept, bias.dtype)
 
 
-def layer_norm_backward(grad, x, weight, mean, rstd, *, needs):
+def layer_norm_backward(grad, x, weight, mean, rstd, bias_dtype, *, needs):
     along = rows_of(grad)
     N, C = along.shape
     grad_x = grad_weight = grad_bias = None
     if needs.x:
         grad_x = empty((N, C), grad.dtype, grad)
-        _grad_x(ceil_div(N, ROWS), ROWS * 32, along, x, weight, mean, rstd, grad_x)
+        _grad_x(ceil_div(N, ROWS), ROWS * 32, along, x, _single(weight), mean, rstd, grad_x)
         grad_x = grad_x.reshape(grad.shape)
     if needs.weight:
         partial = empty((2, PARTS, C), np.float32, grad)
         _columns((ceil_div(C, COLUMNS), PARTS), (COLUMNS, ROWS), along, x, mean, rstd, partial)
-        grad_weight, grad_bias = (part.sum(0).astype(weight.dtype, copy=False) for part in partial)
+        grad_weight = partial[0].sum(0).astype(weight.dtype, copy=False)
+        grad_bias = partial[1].sum(0).astype(bias_dtype, copy=False)
     elif needs.bias:
-        grad_bias = along.sum(0, dtype=np.float32).astype(weight.dtype, copy=False)
+        grad_bias = along.sum(0, dtype=np.float32).astype(bias_dtype, copy=False)
     return grad_x, grad_weight, grad_bias if needs.bias else None
+
+
+def _single(weight):
+    return weight.astype(np.float32, copy=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .kernel import not_for_a_gpu, rows_of
 from .linear import add_to_rows, linear_backward
 from .products import product, result_dtype
@@ -14,10 +12,9 @@ def lora_linear_unsupported(x, weight, bias, A, B, residual, *, scale):
 
 
 def lora_linear_forward(x, weight, bias, A, B, residual, *, scale, needs):
-    dtype, scale = result_dtype(x, weight, bias, A, B, residual), np.float32(scale)
-    rows, matrix, up = rows_of(x).astype(dtype, copy=False), weight.astype(dtype, copy=False), B.astype(dtype, copy=False)
-    down = (A.astype(np.float32, copy=False) * scale).astype(dtype, copy=False)         # (R, in), scaled before it is rounded
-    low = product(rows, down.T)                                             # (N, R)
+    dtype = result_dtype(x, weight, bias, A, B, residual)
+    rows, matrix, down, up = (a.astype(dtype, copy=False) for a in (rows_of(x), weight, A, B))
+    low = product(rows, down.T, factor=scale)                               # (N, R)
     y = product(low, up.T, add_to=product(rows, matrix.T))                  # (N, out)
     add_to_rows(y, bias, residual)
     dtypes = [None if a is None else a.dtype for a in (x, weight, bias, A, B, residual)]
@@ -35,9 +32,9 @@ def lora_linear_backward(grad, rows, matrix, down, up, low, scale, x_shape, dtyp
     if needs.B:
         grad_B = product(along.T, low, of_B)                                # (out, R)
     if needs.x or needs.A:
-        grad_low = product(along, up)                                       # (N, R), not yet scaled
+        grad_low = product(along, up, factor=scale)                         # (N, R)
     if needs.A:
-        grad_A = (product(grad_low.T, rows, np.float32) * scale).astype(of_A, copy=False)
+        grad_A = product(grad_low.T, rows, of_A)                            # (R, in)
     if needs.x:
         product(grad_low, down, add_to=grad_x.reshape(len(along), down.shape[1]))
     return grad_x, grad_weight, grad_bias, grad_A, grad_B, grad_residual

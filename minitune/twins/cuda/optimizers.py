@@ -8,13 +8,12 @@ alone and is kept.
 from __future__ import annotations
 
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ...devices import Array, array_module, device_of
-from .kernel import Source, ceil_div, empty
+from ...devices import Array, array_module, device_of, to_device
+from .kernel import Source, ceil_div, empty, gpu_of
 
 _source = Source("optimizers")
 _squares = _source.kernel("sum_of_squares", "table:i64[P,W] chunks:i32[K,2] partial:f32[K]")
@@ -65,15 +64,16 @@ def _tables(grads: list[Array], rows: list[tuple]) -> tuple[Array, Array]:
     """The rows as a kernel reads them, (P, 7), and the pieces that blocks work on, (K, 2), on the device."""
     xp = array_module(grads[0])
     table = np.array(rows, ROW).view(np.int64).reshape(len(rows), -1)
-    return xp.asarray(table), _chunks(tuple(grad.size for grad in grads), xp)
+    return xp.asarray(table), _chunks(tuple(grad.size for grad in grads), gpu_of(grads[0]))
 
 
 @lru_cache(maxsize=8)
-def _chunks(sizes: tuple[int, ...], xp: ModuleType) -> Array:
-    """(K, 2): the row of each piece, and which piece of it."""
+def _chunks(sizes: tuple[int, ...], gpu: int | None) -> Array:
+    """(K, 2) on the GPU, if any: the row of each piece, and which piece of it."""
     counts = [ceil_div(size, CHUNK) for size in sizes]
     rows, pieces = np.repeat(np.arange(len(sizes)), counts), np.concatenate([np.arange(count) for count in counts])
-    return xp.asarray(np.stack([rows, pieces], 1).astype(np.int32))
+    chunks = np.stack([rows, pieces], 1).astype(np.int32)
+    return chunks if gpu is None else to_device(chunks, "cuda")
 
 
 def _address(array: Array) -> int:

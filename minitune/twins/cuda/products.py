@@ -12,6 +12,7 @@ FLOAT32, BFLOAT16 = 0, 14       # cudaDataType_t: CUDA_R_32F, CUDA_R_16BF
 COMPUTE_FLOAT32 = 68            # cublasComputeType_t: CUBLAS_COMPUTE_32F
 PLAIN, TRANSPOSED = 0, 1        # cublasOperation_t
 DEFAULT = -1                    # cublasGemmAlgo_t
+SUMS_OF_COMPUTE_TYPE = 16       # cublasMath_t: CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 
 
 def result_dtype(*arrays: Array | None) -> np.dtype:
@@ -19,10 +20,11 @@ def result_dtype(*arrays: Array | None) -> np.dtype:
     return next((a.dtype for a in arrays if a is not None and is_bfloat16(a.dtype)), np.dtype(np.float32))
 
 
-def product(a: Array, b: Array, dtype: Any = None, add_to: Array | None = None) -> Array:
-    """a @ b for a (M, K) and b (K, N), rounded once, to `dtype` (a's unless given). Transposed views cost nothing.
+def product(a: Array, b: Array, dtype: Any = None, add_to: Array | None = None, factor: float = 1) -> Array:
+    """factor a @ b for a (M, K) and b (K, N), rounded once, to `dtype` (a's unless given). Transposed views cost nothing.
 
-    Given `add_to` (M, N), contiguous, the product is added to it, in place, and it is returned.
+    Given `add_to` (M, N), contiguous, this is added to it, in place, and it is returned. The factor counts in float32, before
+    the rounding.
     Where one of a and b is bfloat16 the other is rounded to it first. CuPy's own product has the dtype of its inputs, and
     weight gradients need another; so this asks cuBLAS as CuPy does. Without a GPU NumPy computes the same.
     Raises ValueError where shapes do not fit, TypeError for a bfloat16 result of float32 matrices, which cuBLAS has not.
@@ -33,6 +35,8 @@ def product(a: Array, b: Array, dtype: Any = None, add_to: Array | None = None) 
     _check(a, b, dtype, add_to)
     if device_of(a) == "cpu":
         y = widened(a) @ widened(b)
+        if factor != 1:
+            y *= np.float32(factor)
         if add_to is None:
             return y.astype(dtype, copy=False)
         add_to[...] = widened(add_to) + y
@@ -40,7 +44,7 @@ def product(a: Array, b: Array, dtype: Any = None, add_to: Array | None = None) 
     cupy = array_module(a)
     if not a.size or not b.size:
         return cupy.zeros((len(a), b.shape[1]), dtype) if add_to is None else add_to
-    return _cublas(cupy, a, b, dtype, add_to)
+    return _cublas(cupy, a, b, dtype, add_to, factor)
 
 
 def _check(a: Array, b: Array, dtype: np.dtype, add_to: Array | None) -> None:
@@ -54,17 +58,26 @@ def _check(a: Array, b: Array, dtype: np.dtype, add_to: Array | None) -> None:
                          f"{add_to.strides}")
 
 
-def _cublas(cupy: Any, a: Array, b: Array, dtype: np.dtype, add_to: Array | None) -> Array:
+def _cublas(cupy: Any, a: Array, b: Array, dtype: np.dtype, add_to: Array | None, factor: float) -> Array:
     """cuBLAS stores matrices column by column, so it is asked for y^T = b^T a^T, which lies in memory as y does by rows."""
     (M, K), N = a.shape, b.shape[1]
     y = cupy.empty((M, N), dtype) if add_to is None else add_to
     (left, left_flag, left_step), (right, right_flag, right_step) = _as_stored(cupy, b), _as_stored(cupy, a)
-    one, before = np.ones((), np.float32), np.array(add_to is not None, np.float32)     # on the host, as CuPy's handle expects
+    alpha, beta = (np.array(number, np.float32) for number in (factor, add_to is not None))     # on the host, as CuPy expects
     cupy.cuda.cublas.gemmEx(
-        cupy.cuda.device.get_cublas_handle(), left_flag, right_flag, N, M, K, one.ctypes.data,
-        left.data.ptr, _type(left), left_step, right.data.ptr, _type(right), right_step, before.ctypes.data,
+        _handle(cupy), left_flag, right_flag, N, M, K, alpha.ctypes.data,
+        left.data.ptr, _type(left), left_step, right.data.ptr, _type(right), right_step, beta.ctypes.data,
         y.data.ptr, _type(y), N, COMPUTE_FLOAT32, DEFAULT)
     return y
+
+
+def _handle(cupy: Any) -> int:
+    """CuPy's handle, told once that parts of a sum stay float32: cuBLAS may else round them to the dtype of the result."""
+    cublas, handle = cupy.cuda.cublas, cupy.cuda.device.get_cublas_handle()
+    mode = cublas.getMathMode(handle)
+    if not mode & SUMS_OF_COMPUTE_TYPE:
+        cublas.setMathMode(handle, mode | SUMS_OF_COMPUTE_TYPE)     # a flag: what else its user may have set stays
+    return handle
 
 
 def _as_stored(cupy: Any, a: Array) -> tuple[Array, int, int]:

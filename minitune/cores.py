@@ -23,6 +23,7 @@ import numpy as np
 
 Work = Callable[[int, int], Any]        # work(start, stop): the part start .. stop - 1 of what is shared
 PARTS = 64                              # into so many what is shared together is cut
+LARGE = 1 << 19                         # bytes that take a core longer to add than to wake another
 
 
 def share(work: Work, count: int, least: int = 1) -> None:
@@ -77,6 +78,18 @@ def cores() -> int:
     """How many threads share the work."""
     with sharing() as count:
         return count
+
+
+def added(a: Any, b: Any, out: Any = None) -> Any:
+    """a + b, into `out` if given; large arrays by all cores."""
+    if type(a) is not np.ndarray or a.nbytes < LARGE or a.shape != b.shape or a.dtype != b.dtype:
+        if out is None:
+            return a + b
+        out += b
+        return out
+    y = np.empty_like(a) if out is None else out
+    share(lambda start, stop: np.add(a[start:stop], b[start:stop], out=y[start:stop]), len(a), LARGE * len(a) // a.nbytes)
+    return y
 
 
 # ---- Products ----------------------------------------------------------------------------------------------------

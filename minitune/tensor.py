@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backend import Array, array_module, as_array, choose, device_of, mode
+from .cores import added
 from .devices import is_bfloat16, is_float, to_device, widened
 
 _numbers = count()
@@ -159,7 +160,7 @@ def _walk(last: Node, grad: Array) -> None:
             if isinstance(parent, Tensor):
                 _add_to_leaf(parent, part, owned=part is not grad and part.base is None)
             elif parent in grads:
-                grads[parent] = grads[parent] + part
+                grads[parent] = added(grads[parent], part)
             else:
                 grads[parent] = part
                 heapq.heappush(waiting, (-parent.number, parent))
@@ -171,7 +172,7 @@ def _add_to_leaf(leaf: Tensor, part: Array, owned: bool) -> None:
         part = as_array(part)                   # the sum over all axes is a number, the gradient of a scalar an array
         leaf.grad = part if owned else part.copy()
     else:
-        leaf.grad += part
+        added(leaf.grad, part, out=leaf.grad)
 
 
 def _initial_gradient(tensor: Tensor, grad: Array | None) -> Array:

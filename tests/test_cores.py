@@ -15,7 +15,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from minitune import backend
-from minitune.cores import cores, share, sharing
+from minitune.cores import added, cores, share, sharing
 
 
 @pytest.fixture
@@ -249,3 +249,14 @@ def test_a_stack_of_products_is_shared_out_along_its_longest_axis_and_none_is_cu
         monkeypatch.setattr(np, "matmul", counted)
         np.testing.assert_array_equal(backend.matmul(a, b), expected)
     assert len(threads) == len(set(threads)) == 3
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (1, 1 << 18), (513, 1025), (7, 300, 400)])
+def test_added_is_plain_addition_on_any_number_of_cores(shape):
+    a, b = (np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i in range(2))
+    expected = a + b
+    np.testing.assert_array_equal(added(a, b), expected)
+    np.testing.assert_array_equal(added(a, b.astype(np.float64)), a + b.astype(np.float64))
+    into = np.array(a)
+    assert added(into, b, out=into) is into
+    np.testing.assert_array_equal(into, expected)

@@ -10,11 +10,16 @@ import pytest
 from own_data import contents
 
 from minitune import cli
+from minitune.data import read
 from minitune.devices import device_of
+from minitune.experiments import Pretraining, pretrain
 from minitune.twins.cuda import emulation
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 import standin_cupy  # noqa: E402
+
+SIZES = [f"--{name}={n}" for name, n in {"n-layer": 1, "n-head": 2, "n-embd": 16, "block-size": 8, "vocab-size": 280,
+                                         "batch-size": 2, "steps": 2}.items()]
 
 
 def run(*arguments):
@@ -35,6 +40,66 @@ def test_without_a_gpu_a_command_says_so_in_one_line_and_writes_nothing(command,
     line, = capsys.readouterr().err.splitlines()
     assert line.startswith(f'minitune {command}: device: "cuda" needs CuPy, which is not installed.') and "cpu" in line
     assert contents(run_folder) == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("package, given", [("cupy", ("--device", "cuda")), ("ml_dtypes", ("--dtype", "bfloat16"))])
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_what_is_not_there_is_told_before_minutes_of_work(command, package, given, table, tmp_path, monkeypatch, capsys):
+    """Without --base, finetune would first pre-train one."""
+    monkeypatch.setitem(sys.modules, package, None)
+    for module, name in ((cli.finetune, "default_base"), (cli.pretrain, "pretrain"), (cli.run_folder, "read_data")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("begun"))
+    assert run(command, table, "--out", tmp_path / "out", *given) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert "needs" in line and not (tmp_path / "out").exists()
+
+
+def test_the_default_base_is_made_on_the_device(base, table, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(cli.finetune, "default_base", lambda progress, device: made.append(device) or base)
+    with standin_cupy.installed():
+        monkeypatch.setattr(cli.finetune, "begin", lambda options: sys.exit(0))
+        with pytest.raises(SystemExit):
+            run("finetune", table, "--out", tmp_path / "out", "--device", "cuda")
+    assert made == ["cuda"]
+
+
+def test_an_interrupted_run_goes_on_on_the_device_that_is_asked_for_and_in_its_own_dtype(base, table, tmp_path, monkeypatch,
+                                                                                         capsys):
+    if emulation.compiler() is None:
+        pytest.skip("the emulation needs g++, which is not installed")
+    from minitune.train import Trainer
+    step, out = Trainer.train_step, tmp_path / "run"
+
+    def interrupted(self, *given):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    with standin_cupy.installed(), monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        assert run("finetune", table, "--base", base, "--out", out, "--epochs", 2, "--device", "cuda", "--dtype", "bfloat16") == 130
+    assert f"minitune finetune --resume --out {out} --device cuda goes on" in capsys.readouterr().err
+    asked = json.loads((out / "run.json").read_text())["arguments"]
+    assert "device" not in asked and asked["dtype"] == "bfloat16" and list((out / "checkpoints").iterdir())
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    before = contents(out)
+    assert run("finetune", "--resume", "--out", out, "--device", "cuda") == 2 and contents(out) == before
+    kinds = []
+    monkeypatch.setattr(Trainer, "train_step", lambda self, *given: kinds.append(
+        (self.step, self.model.device, str(self.model.dtype))) or step(self, *given))
+    assert run("finetune", "--resume", "--out", out, "--device", "cpu") == 0
+    assert kinds[0][0] > 0 and {kind[1:] for kind in kinds} == {("cpu", "bfloat16")}
+
+
+def test_a_model_that_was_pre_trained_before_comes_in_the_dtype_asked_for(table, tmp_path):
+    dataset = read(table, text="text", kind="text")
+    settings = Pretraining(vocab_size=280, block_size=8, n_layer=1, n_head=2, n_embd=16, steps=2, batch_size=2)
+    for _ in range(2):                          # the second time it is read
+        made = pretrain(dataset, tmp_path / "base", settings, progress=False, dtype="bfloat16")
+        assert str(made.dtype) == "bfloat16"
+    again = pretrain(dataset, tmp_path / "base", settings, progress=False)
+    assert again.dtype is None and again.token_embedding.weight.dtype == np.float32
 
 
 def test_predictions_in_bfloat16_are_nearly_those_in_float32(run_folder, tmp_path):
@@ -76,11 +141,9 @@ def test_a_model_tuned_on_a_device_is_saved_and_used_there_and_without_one(metho
 def test_a_model_pre_trained_on_a_device_writes_there_and_without_one(table, tmp_path, capsys):
     if emulation.compiler() is None:
         pytest.skip("the emulation needs g++, which is not installed")
-    sizes = [f"--{name}={n}" for name, n in {"n-layer": 1, "n-head": 2, "n-embd": 16, "block-size": 8, "vocab-size": 280,
-                                             "batch-size": 2, "steps": 2}.items()]
     out = tmp_path / "run"
     with standin_cupy.installed():
-        assert run("pretrain", table, "--kind", "text", "--text", "text", "--out", out, *sizes, "--device", "cuda", "--dtype",
+        assert run("pretrain", table, "--kind", "text", "--text", "text", "--out", out, *SIZES, "--device", "cuda", "--dtype",
                    "bfloat16") == 0
         capsys.readouterr()
         assert run("generate", out, "wave", "--max-new-tokens", 6, "--device", "cuda") == 0

@@ -61,6 +61,15 @@ def said(sanitized):
     return json.loads(done.stdout)
 
 
+def test_without_the_sanitizers_library_python_is_not_ended_but_told():
+    """To load a library that needs it would print "ASan runtime does not come first" and exit."""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run([sys.executable, "-c", SHARED, "7", "7"], capture_output=True, text=True, check=False,
+                          env=environment | OPTIONS)
+    assert done.returncode == 1 and "RuntimeError: emulation: MINITUNE_SANITIZE=address needs" in done.stderr
+    assert "LD_PRELOAD=$(g++ -print-file-name=libasan.so)" in done.stderr
+
+
 @pytest.mark.parametrize("stem", sources())
 def test_a_kernel_stays_inside_its_arrays_and_the_language(stem, said):
     status, messages = said[stem]

@@ -45,11 +45,12 @@ class At(Callback):
             self.what()
 
 
-def make(out, method="full", optimizer=AdamW, callbacks=(), seed=0, dropout=0.1, **settings):
+def make(out, method="full", optimizer=AdamW, callbacks=(), seed=0, dropout=0.1, dtype=None, **settings):
     mt.seed(seed)
     model = models.Classifier(models.GPT(models.GPTConfig(20, 8, 2, 2, 16, dropout)), ["even", "odd"])
     if method == "lora":
         tune.apply(model, tune.LoRAConfig(r=2))
+    model.to(dtype=dtype)
     callbacks = [*callbacks, Unfreezing()] if method == "unfreezing" else callbacks
     made = optimizer(model, momentum=0.9, lr=0.1) if optimizer is SGD else optimizer(model)
     return Trainer(model, toy_set(), toy_set(10, 1), out=out, optimizer=made, callbacks=callbacks, **SETTINGS | settings)
@@ -65,17 +66,20 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("method, optimizer, ema", [("full", AdamW, None), ("full", SGD, 0.9), ("lora", AdamW, 0.9),
-                                                    ("unfreezing", AdamW, None), ("unfreezing", SGD, None)])
+@pytest.mark.parametrize("method, optimizer, ema, dtype", [
+    ("full", AdamW, None, None), ("full", SGD, 0.9, "float64"), ("lora", AdamW, 0.9, "bfloat16"),
+    ("unfreezing", AdamW, None, None), ("unfreezing", SGD, None, None)])
 @pytest.mark.parametrize("at", [1, 4, 6, 11])
-def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(method, optimizer, ema, at, tmp_path):
-    whole = make(tmp_path / "whole", method, optimizer, ema=ema)
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(method, optimizer, ema, dtype, at, tmp_path):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
+    whole = make(tmp_path / "whole", method, optimizer, ema=ema, dtype=dtype)
     whole.fit(resume=True)
     expected = outcome(whole)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "cut", method, optimizer, [At(at, interrupt)], ema=ema).fit()
+        make(tmp_path / "cut", method, optimizer, [At(at, interrupt)], ema=ema, dtype=dtype).fit()
     mt.seed(99)
-    again = make(tmp_path / "cut", method, optimizer, ema=ema)
+    again = make(tmp_path / "cut", method, optimizer, ema=ema, dtype=dtype)
     again.fit(resume=True)
     assert outcome(again) == expected and again.best.step == whole.best.step
     assert (tmp_path / "cut/best.safetensors").read_bytes() == (tmp_path / "whole/best.safetensors").read_bytes()
@@ -173,6 +177,22 @@ def test_another_configuration_of_the_same_shapes_is_refused(config, change, com
     trainer(config).fit()
     with pytest.raises(ValueError, match=complaint):
         trainer(replace(config, **change)).fit(resume=True)
+
+
+@pytest.mark.parametrize("then, now, complaint", [
+    (None, "bfloat16", "dtype was float32, is bfloat16"), ("bfloat16", None, "dtype was bfloat16, is float32"),
+    (None, "float64", "dtype was float32, is float64"), (None, "float32", None)])
+def test_another_dtype_is_refused_and_the_model_keeps_its_own(then, now, complaint, tmp_path):
+    pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
+    make(tmp_path, dtype=then).fit()
+    other = make(tmp_path, dtype=now)
+    dtypes = other.model.dtype, {p.dtype for p in other.model.parameters()}
+    if complaint is None:                       # float32 by name is what a model computes in anyway
+        other.fit(resume=True)
+    else:
+        with pytest.raises(ValueError, match=complaint):
+            other.fit(resume=True)
+    assert (other.model.dtype, {p.dtype for p in other.model.parameters()}) == dtypes
 
 
 def test_other_data_is_refused(tmp_path):

@@ -81,16 +81,15 @@ class Source:
 
     def function(self, name: str, like: Array, defines: tuple[str, ...]) -> Any:
         """The compiled kernel of a name, for the device of an array and these defines."""
-        device = device_of(like)
-        key = name, device, defines
-        if key not in self._functions:
-            if device == "cpu":
-                self._functions |= {(kernel.name, device, defines): function for kernel, function
-                                    in emulation.build(self.stem, self.text(device), list(self.kernels.values()), defines)}
+        place = gpu_of(like)
+        if (name, place, defines) not in self._functions:
+            if place is None:
+                built = emulation.build(self.stem, self.text("cpu"), list(self.kernels.values()), defines)
+                self._functions |= {(kernel.name, place, defines): function for kernel, function in built}
             else:
                 module = array_module(like).RawModule(code=self.text(), options=tuple(f"-D{name}" for name in defines))
-                self._functions |= {(kernel, device, defines): module.get_function(kernel) for kernel in self.kernels}
-        return self._functions[key]
+                self._functions |= {(kernel, place, defines): module.get_function(kernel) for kernel in self.kernels}
+        return self._functions[name, place, defines]
 
     def forget(self) -> None:
         """Compiles anew at the next use: for a text that was changed."""

@@ -214,7 +214,7 @@ def prediction(runs: list[dict[str, Any]]) -> dict[str, Any]:
     every = np.arange(len(tokens))
     without_one = [predicted(np.delete(every, i)) for i in every]
     return {"law": dict(zip("abc", power_law(tokens, losses))), "predicted": predicted(every),
-            "range": [min(without_one), max(without_one)], "measured": runs[-1]["loss"], "half_the_budget": runs[-2]["loss"]}
+            "range": [min(without_one), max(without_one)], "measured": runs[-1]["loss"], "run_before": runs[-2]["loss"]}
 
 
 def law_lines(runs: list[dict[str, Any]]) -> list[str]:

@@ -117,7 +117,7 @@ class MaskedSet:
             return self._draw(rows, backend.random)
         if self._measured is None:
             self._measured = self._draw(np.arange(len(self)), backend.Random(self.seed))
-        arrays = [getattr(self._measured, field.name) for field in fields(Batch)]
+        arrays = [getattr(self._measured, field.name) for field in fields(Batch) if field.init]
         return Batch(*(None if array is None else array[rows] for array in arrays))     # type: ignore[arg-type]
 
     def _draw(self, rows: np.ndarray, random: backend.Random) -> Batch:

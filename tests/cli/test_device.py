@@ -78,7 +78,8 @@ def test_an_interrupted_run_goes_on_on_the_device_that_is_asked_for_and_in_its_o
 
     with standin_cupy.installed(), monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupted)
-        assert run("finetune", table, "--base", base, "--out", out, "--epochs", 2, "--device", "cuda", "--dtype", "bfloat16") == 130
+        assert run("finetune", table, "--base", base, "--out", out, "--epochs", 2, "--device", "cuda",
+                   "--dtype", "bfloat16") == 130
     assert f"minitune finetune --resume --out {out} --device cuda goes on" in capsys.readouterr().err
     asked = json.loads((out / "run.json").read_text())["arguments"]
     assert "device" not in asked and asked["dtype"] == "bfloat16" and list((out / "checkpoints").iterdir())

@@ -48,7 +48,7 @@ def test_a_process_of_its_own_shows_the_machine_and_warns_of_inherited_settings(
     printed = subprocess.run([sys.executable, "-m", "minitune.cli", "info"], capture_output=True, text=True, check=True,
                              env=os.environ | {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"}).stdout
     assert all(word in printed for word in ("numpy", f"{np.__version__}", "ml_dtypes", "BLAS", "CPU twins",
-                                               "OPENBLAS_CORETYPE=Haswell"))
+                                             "OPENBLAS_CORETYPE=Haswell"))
     assert f"{info._cores_there()}, minitune uses 1\n" in printed
     if info._cores_there() > 1 and "openblas" in printed:
         assert "Note: OPENBLAS_NUM_THREADS=1 is set, so minitune uses 1 of" in printed

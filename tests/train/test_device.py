@@ -288,6 +288,91 @@ def test_two_steps_on_the_emulated_gpu_are_those_of_the_cpu():
     np.testing.assert_allclose(losses, expected, 1e-6)          # a few roundings of 6e-8
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_classifier_predicts_on_a_device_what_it_does_on_the_cpu(cupy, pooling):
+    """To rounding: 1e-5 of a probability. The sums of evaluation are read once, at its end."""
+    model, data = models.Classifier(gpt(), ["a", "b", "c"], pooling), texts()
+    expected, probabilities = evaluate(model, data, 5), predict_proba(model, data)
+    model.to("cuda")
+    standin_cupy.waits.clear()
+    found = evaluate(model, data, 5)
+    assert found["error"] == expected["error"] and found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert not [wait for wait in standin_cupy.waits if "evaluate.py" not in wait]
+    np.testing.assert_allclose(predict_proba(model, data), probabilities, 0, 1e-5)
+    other = models.Classifier(model.backbone, list("xyz"), pooling)                # a new head goes where its backbone is
+    assert other.head.weight.data.__class__ is cupy.ndarray and evaluate(other, data)["loss"] > 0
+
+
+@pytest.mark.parametrize("kind", ["multi label", "tokens", "choice", "auxiliary"])
+def test_the_other_heads_measure_and_learn_on_a_device(cupy, kind):
+    rows = [[[1, 2, 3]], [[4, 5]], [[6]], [[7, 8, 9]]]
+    make, targets = {
+        "multi label": (lambda: models.MultiLabelClassifier(gpt(), ["a", "b"]), [[0, 1], [1, IGNORE], [1, 1], [0, 0]]),
+        "tokens": (lambda: models.TokenClassifier(gpt(), ["a", "b", "c"]),
+                   [[0, 1, 2], [1, 1, IGNORE], [2, IGNORE, IGNORE], [0, 0, 0]]),
+        "choice": (lambda: models.MultipleChoice(gpt(), 2), [0, 1]),
+        "auxiliary": (lambda: models.Classifier(gpt(), ["a", "b", "c"], auxiliary=0.5), [0, 2, 1, 1]),
+    }[kind]
+    batch = Batch.causal(rows, np.zeros(4, int))
+    batch.targets = np.array(targets)
+    results = []
+    for device in "cpu", "cuda":
+        mt.seed(0)
+        model = make().to(device)
+        on = batch.to(device)
+        mean = sum(loss * (weight / count) for loss, count, weight in model.loss(on).values())
+        mean.backward()
+        measured = {name: (float(amount), count) for name, (amount, count) in model.measure(on).items()}
+        results.append((measured, mean.item(), {name: to_device(p.grad, "cpu") for name, p in model.named_parameters()
+                                                if p.grad is not None}))
+    (a, loss_a, grads_a), (b, loss_b, grads_b) = results
+    assert a["error"] == b["error"] and a["loss"] == (pytest.approx(b["loss"][0], rel=1e-5), b["loss"][1])
+    assert loss_a == pytest.approx(loss_b, rel=1e-5)
+    for name in grads_a:                        # gradients of size 0.1: sums in another order
+        np.testing.assert_allclose(grads_a[name], grads_b[name], 1e-4, 2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama", "lstm"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_rows_of_unequal_length_are_written_on_with_and_without_a_cache(cupy, kind, cache):
+    """Some rows end by their end token and leave the cache, others outgrow it. Tokens are drawn with the same numbers."""
+    mt.seed(0)
+    model = {"gpt": gpt, "llama": lambda: models.Llama(models.LlamaConfig(V, T, 1, 2, 16)),
+             "lstm": lambda: models.AWDLSTM(models.AWDLSTMConfig(V, T, 16, 24, 2))}[kind]().eval()
+    prompts = [[1, 2, 3], [4], [5, 6]]
+
+    def written():
+        mt.seed(1)
+        return model.generate_ids(prompts, 12, end=5, cache=cache)
+
+    expected = written()
+    assert min(map(len, expected)) < 5 and max(len(a + b) for a, b in zip(prompts, expected, strict=True)) > T
+    model.to("cuda")
+    assert written() == expected
+
+
+# ---- bfloat16, and the emulated GPU ------------------------------------------------------------------------------------
+
+def test_training_in_bfloat16_follows_float32():
+    """Activations have 8 bits of precision: a loss, a mean over many of them, is off by well below 2^-8 of itself."""
+    results = []
+    for dtype in "float32", "bfloat16":
+        model = gpt().to(dtype=dtype)
+        results.append(some_steps(trainer(model), 40))
+        assert {p.dtype for p in model.parameters()} == {np.dtype(np.float32)}
+    plain, half = np.array(results)
+    assert plain[-1] < 0.6 * plain[0] and (plain != half).any()
+    np.testing.assert_allclose(half, plain, 1 / 256)
+
+
+@needs_gxx
+def test_two_steps_on_the_emulated_gpu_are_those_of_the_cpu():
+    expected, model = some_steps(trainer(gpt(0.1)), 2), gpt(0.1)
+    with mt.emulated_gpu():
+        losses = some_steps(trainer(model), 2)
+    np.testing.assert_allclose(losses, expected, 1e-6)          # a few roundings of 6e-8
+
+
 def test_a_checkpoint_brings_the_dtype_back(tmp_path):
     class Stop(train.Callback):
         def on_step_begin(self, trainer):

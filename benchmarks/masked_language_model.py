@@ -2,7 +2,7 @@
 
     MINITUNE_DATA=... python benchmarks/masked_language_model.py --json        # about two hours on one core
 
-1. A small BERT is pre-trained from new weights with 0.32, 0.4, 0.504, 0.64 and 0.8 of the budget, each with a schedule that ends
+1. A small BERT is pre-trained anew with 0.32, 0.4, 0.504, 0.64 and 0.8 of the budget, each with a schedule that ends
    with it. The power law L = a + b tokens^-c through their held-out losses predicts that of the whole budget, run last. All end
    behind the sudden fall of the loss that comes after some 8 million tokens: no law that is fitted before it can tell of it.
 2. That model is fine-tuned on TREC with 500 labels, beside the same architecture from new weights and TF-IDF with logistic

@@ -90,7 +90,7 @@ FAULTS = [
           "i < count - 1; i += THREADS)\n        update"),
     Fault("optimizers", "no barrier between halves", f"+ half];\n        {BARRIER}", "+ half];"),
     Fault("optimizers", "beyond the piece's end", "count = (int)min(row.size - start, (long long)CHUNK), packed",
-          "count = CHUNK, packed", BEYOND),
+          "count = (int)min(row.size - start, (long long)CHUNK) + 1, packed", BEYOND),
     Fault("attention", "the last key not seen", "key <= seen.last", "key < seen.last"),
     Fault("attention", "a sum under an old maximum", "*total *= shrink;", ""),
     Fault("attention", "no barrier before keys are read", f"{BARRIER}\n        float scores[KEYS / 8][4];",

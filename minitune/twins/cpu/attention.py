@@ -16,16 +16,18 @@ from .compiled import compiled, exponential, largest, not_float32
 
 QUERIES = 64            # rows of a block: at T = 256, five eighths of the products of a causal mask are left
 SCORES = 1 << 18        # scores that a block holds at most, unless one head has more: 1 MB stays in the second cache
+ZERO = np.float32(0)
 FEW = 1 << 20           # multiplications that are not worth a division between cores
 
 
 @compiled
-def _hide(row, start, stop):
-    """Sets what lies outside start .. stop - 1 to -infinity, whose exponential is 0."""
-    for j in range(start):
-        row[j] = -np.inf
-    for j in range(stop, row.size):
-        row[j] = -np.inf
+def _clear(row, start, stop):
+    """Sets what lies outside start .. stop - 1 to 0."""
+    before, behind = row[:start], row[stop:]    # as arrays of their own, whose places count from 0: loops over them use vectors
+    for j in range(before.size):
+        before[j] = ZERO
+    for j in range(behind.size):
+        behind[j] = ZERO
 
 
 @compiled
@@ -38,15 +40,18 @@ def _weights(scores, first, last, low, scale, tops, shares):
             if first[t] > last[t]:
                 row[:] = 0
                 continue
-            _hide(row, first[t] - low, last[t] - low + 1)
-            top = largest(row)
+            start, stop = first[t] - low, last[t] - low + 1
+            seen = row[start:stop]
+            top = largest(seen)
             total = np.float32(0)
-            for j in range(S):
-                row[j] = exponential(scale * (row[j] - top))
-                total += row[j]
+            for j in range(seen.size):
+                e = exponential(scale * (seen[j] - top))
+                seen[j] = e
+                total += e
             share_of_one = np.float32(1) / total
-            for j in range(S):
-                row[j] *= share_of_one
+            for j in range(seen.size):
+                seen[j] *= share_of_one
+            _clear(row, start, stop)
             tops[h, t], shares[h, t] = top, share_of_one
 
 
@@ -57,14 +62,17 @@ def _weights_and_slopes(scores, slopes, first, last, low, scale, tops, shares, m
     for h in range(heads):
         for t in range(T):
             row, slope, top, share_of_one, middle = scores[h, t], slopes[h, t], tops[h, t], shares[h, t], mean[t, h]
-            if first[t] > last[t]:
+            start, stop = first[t] - low, last[t] - low + 1
+            if start >= stop:
                 row[:], slope[:] = 0, 0
                 continue
-            _hide(row, first[t] - low, last[t] - low + 1)
-            for j in range(S):
-                p = exponential(scale * (row[j] - top)) * share_of_one
-                row[j] = p
-                slope[j] = p * (slope[j] - middle) * scale
+            seen, seen_slope = row[start:stop], slope[start:stop]
+            for j in range(seen.size):
+                p = exponential(scale * (seen[j] - top)) * share_of_one
+                seen[j] = p
+                seen_slope[j] = p * (seen_slope[j] - middle) * scale
+            _clear(row, start, stop)
+            _clear(slope, start, stop)
 
 
 def _grouped(q, n):
@@ -80,12 +88,18 @@ def _ungrouped(y, n):
 
 def _blocks(first, last, keys):
     """For each row of the batch its blocks of queries and the keys they see: [(queries, low, high), ...]."""
-    starts = np.arange(0, first.shape[1], QUERIES)
+    size = _size(first.shape[1])
+    starts = np.arange(0, first.shape[1], size)
     sees = first <= last
     low = np.minimum.reduceat(np.where(sees, first, keys), starts, 1)
     high = np.maximum.reduceat(np.where(sees, last + 1, 0), starts, 1)
-    return [[(slice(start, start + QUERIES), int(a), int(b)) for start, a, b in zip(starts, lows, highs) if a < b]
+    return [[(slice(start, start + size), int(a), int(b)) for start, a, b in zip(starts, lows, highs) if a < b]
             for lows, highs in zip(low, high)]
+
+
+def _size(T):
+    """How many queries a block has: of few, two blocks would save fewer products than they cost calls."""
+    return T if T <= 2 * QUERIES else QUERIES
 
 
 def _units(q, keys):
@@ -93,7 +107,7 @@ def _units(q, keys):
     B, T, H, D = q.shape
     together = H
     if B * T * H * D * keys > FEW:
-        together = max(1, min(H, SCORES // (min(T, QUERIES) * keys), B * H // 8))
+        together = max(1, min(H, SCORES // (_size(T) * keys), B * H // 8))
     return [(b, slice(h, h + together)) for b in range(B) for h in range(0, H, together)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from ..optim import SCHEDULES
 from ..optim.optimizers import Slot
 from .history import Best
 
-if TYPE_CHECKING:                               # a trainer writes checkpoints, so this file cannot import it
-    from .trainer import Trainer
-
+Trainer = Any   # what a checkpoint is of: trainer.py imports this file, which so cannot import it
 KEPT = 2
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 Work = Callable[[int, int], Any]        # work(start, stop): the part start .. stop - 1 of what is shared
-PARTS = 64                              # into so many what is shared together is cut
+PARTS = 1 << 12                         # so finely is cut what is shared together
 LARGE = 1 << 19                         # bytes that take a core longer to add than to wake another
 
 
@@ -65,7 +65,7 @@ def share(work: Work, count: int, least: int = 1) -> None:
 def share_together(works: list[tuple[Work, int]], least: int = 1) -> None:
     """Several (work, count) that do not wait for each other: each core does its part of all of them, and is woken once.
 
-    `least` counts 64ths of the whole.
+    `least` counts PARTS-ths of the whole.
     """
     def part(start: int, stop: int) -> None:
         for work, count in works:

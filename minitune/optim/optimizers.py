@@ -79,10 +79,10 @@ class Optimizer:
         return [p for group in self.groups for p in group.parameters]
 
     def clip(self, max_norm: float, loss: Any = 0.0) -> Any:
-        """Clips the gradients for the next `step`, and that alone, by `clip_grad_norm`; returns their norm before.
+        """Clips the gradients by `clip_grad_norm`, in place; returns their norm before, a float.
 
-        AdamW's twins scale them in that step, as they read them. On a GPU it moves nothing where the norm or `loss` is not
-        finite: nobody has to wait for these numbers, arrays () there. Elsewhere the norm is a float, to be looked at first.
+        AdamW's twins leave them as they are and scale them in the next `step`, as they read them; on a GPU the norm is then an
+        array (), and that step moves nothing where it or `loss` is not finite: nobody has to wait for these numbers.
         """
         return float(clip_grad_norm(self.parameters(), max_norm))
 
@@ -149,8 +149,11 @@ class AdamW(Optimizer):
         return (self._together("clip_all") or Optimizer.clip)(self, max_norm, loss)
 
     def step(self) -> None:
-        """As of every optimizer; with twins in one go, on a GPU in one launch."""
-        (self._together("adamw_all") or Optimizer.step)(self)
+        """As of every optimizer; with twins in one go, in one launch on a GPU. RuntimeError before a clip is lost."""
+        together = self._together("adamw_all")
+        if self.clipping is not None and not together:
+            raise RuntimeError("AdamW: what clip left to a step with twins, one without them cannot do. Drop it: zero_grad()")
+        (together or Optimizer.step)(self)
 
     def _together(self, name: str) -> Callable | None:
         """The twin of all parameters at once; None where there is none, or where a subclass updates in another way."""

@@ -196,3 +196,15 @@ def test_clipping_in_the_step_moves_weights_as_clipping_before_it(max_norm):
         return np.stack([one.data for one in p])
 
     np.testing.assert_allclose(weights(True), weights(False), rtol=1e-5, atol=1e-6)    # some roundings of numbers near 1
+
+
+def test_a_clip_is_never_lost():
+    p = nn.Parameter(numbers(0, 3, 4))
+    optimizer, before = AdamW([p], lr=0.1), p.data.copy()
+    p.grad = numbers(1, 3, 4)
+    optimizer.clip(0.1)
+    with mt.kernels(False), pytest.raises(RuntimeError, match="what clip left to a step with twins"):
+        optimizer.step()
+    np.testing.assert_array_equal(p.data, before)
+    optimizer.step()                            # with twins as before
+    assert (p.data != before).any()

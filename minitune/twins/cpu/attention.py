@@ -14,7 +14,7 @@ import numpy as np
 from ...cores import share
 from .compiled import compiled, exponential, largest, not_float32
 
-QUERIES = 64            # rows of a block: at T = 256, five eighths of the products of a causal mask are left
+QUERIES = 64            # of a block, of more than twice as many: at T = 256, five eighths of a causal mask's products are left
 SCORES = 1 << 18        # scores that a block holds at most, unless one head has more: 1 MB stays in the second cache
 ZERO = np.float32(0)
 FEW = 1 << 20           # multiplications that are not worth a division between cores
@@ -33,7 +33,7 @@ def _clear(row, start, stop):
 @compiled
 def _weights(scores, first, last, low, scale, tops, shares):
     """Softmax over first - low .. last - low of every row, in place; 0 elsewhere, and in a row that sees nothing."""
-    heads, T, S = scores.shape
+    heads, T, _ = scores.shape
     for h in range(heads):
         for t in range(T):
             row = scores[h, t]
@@ -58,7 +58,7 @@ def _weights(scores, first, last, low, scale, tops, shares):
 @compiled
 def _weights_and_slopes(scores, slopes, first, last, low, scale, tops, shares, mean):
     """Scores become weights p again, and d loss / d p becomes d loss / d score = p (d loss / d p - its mean under p) scale."""
-    heads, T, S = scores.shape
+    heads, T, _ = scores.shape
     for h in range(heads):
         for t in range(T):
             row, slope, top, share_of_one, middle = scores[h, t], slopes[h, t], tops[h, t], shares[h, t], mean[t, h]

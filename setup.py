@@ -48,7 +48,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["minitune", "minitune.*"]),
-    package_data={"minitune": ["py.typed"]},
+    package_data={"minitune": ["py.typed", "models/shipped/*/*"]},
     install_requires=["numpy>=2.0", "tokenizers>=0.20", "safetensors>=0.4", "tqdm>=4.66", "threadpoolctl>=3.5"],
     extras_require={
         "fast": FAST,

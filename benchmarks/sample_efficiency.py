@@ -31,7 +31,7 @@ PAGE = ROOT / "docs" / "what_pretraining_is_worth.md"
 SETTINGS = {
     "pydocs": (DEMO_PRETRAINING, DEMO),
     "ag_news_22k": (Pretraining(vocab_size=4096, block_size=64, batch_size=32, steps=3000),
-                    Protocol(sizes=(16, 64, 256), scratch_sizes=(1024, 4096), seeds=(0, 1, 2, 3, 4), sweep_at=64)),
+                    Protocol(sizes=(16, 64, 256), scratch_sizes=(1024, 4096), seeds=(0, 1, 2, 3, 4), sweep_at=(64,))),
     "imdb": (Pretraining(vocab_size=4096, block_size=256, batch_size=16, steps=4000),
              Protocol(sizes=(16, 64, 256, 1024), scratch_sizes=(4096, 16384))),
 }

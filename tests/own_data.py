@@ -1,6 +1,7 @@
 """Small data of one's own for tests: texts about two places, and what a folder holds."""
 
 import csv
+import shutil
 
 import numpy as np
 
@@ -24,6 +25,12 @@ def write_csv(file, table, header=("text", "label")):
 def contents(folder):
     """{file: bytes} of everything in a folder."""
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def ship(model, folder, monkeypatch):
+    """Makes the model in a folder the "minitune-base" that comes with the package, by a copy in another one."""
+    shutil.copytree(model, folder / "minitune-base")
+    monkeypatch.setattr("minitune.formats.folder.SHIPPED", folder)
 
 
 def pretrain_tiny(folder, seed=0):

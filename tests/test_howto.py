@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from own_data import ship
 
 from minitune import cli
 from minitune.data import load
@@ -61,23 +62,23 @@ def python(code, names):
 
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory):
-    """A tiny model, pre-trained on the text that the default base reads."""
+    """A tiny model that has read the texts that the pages are about."""
     folder = tmp_path_factory.mktemp("base")
     pretrain(load_once("pydocs"), folder, TINY, progress=False)
     return folder
 
 
 @pytest.fixture
-def small(tiny_base, tmp_path, monkeypatch):
+def small(tiny_base, tmp_path, tmp_path_factory, monkeypatch):
     """An empty working directory, and models that are made in a moment."""
     for package in "sklearn", "matplotlib":
         pytest.importorskip(package, reason=f'the pages need {package}: pip install "minitune[demo]"')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
+    ship(tiny_base, tmp_path_factory.mktemp("shipped"), monkeypatch)
     for module in "minitune.cli.arguments", "minitune.data":
         monkeypatch.setattr(f"{module}.load", load_once)
     for module in "minitune.cli.finetune", "minitune.experiments.text_classifier":
-        monkeypatch.setattr(f"{module}.default_base", lambda *_: tiny_base)
         monkeypatch.setattr(f"{module}.finetune", one_epoch)
     monkeypatch.setattr("minitune.cli.pretrain.pretrain",
                         lambda dataset, folder, settings, **rest: pretrain(dataset, folder, TINY, **rest))

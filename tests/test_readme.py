@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from own_data import ship
+
 from minitune.cli import make_parser
 from minitune.cli.demo import default_out
 from minitune.experiments import Pretraining, pretrain
@@ -15,7 +17,7 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     from minitune.data import load
     monkeypatch.chdir(tmp_path)
     pretrain(load("pydocs"), "runs/demo/model", TINY, progress=False)       # what `minitune demo` leaves there, but tiny
-    monkeypatch.setattr("minitune.experiments.text_classifier.default_base", lambda *_: Path("runs/demo/model"))
+    ship(Path("runs/demo/model"), tmp_path / "shipped", monkeypatch)
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out

@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "minitune"
 CORE = ["backend.py", "tensor.py", "operators.py", "gradcheck.py", "ops", "nn", "optim", "data", "models", "tune", "train"]
-# What a GPT does without: other models and heads, their folders, the operations, layers and sets that these alone use, and
-# the many figures that a classifier may be judged by.
+# What a GPT does without: other models and heads, their folders, the operations, layers and sets that these alone use, the
+# many figures that a classifier may be judged by, and the tricks of ULMFiT.
 OTHERS = {
     "models": ["awd_lstm", "bert", "cnn", "image_backbone", "llama", "loading", "masked_language_model", "other_heads", "vit"],
     "ops": ["conv2d", "erf", "lstm", "pooling", "rms_norm", "rope", "swiglu"], "nn": ["convolution", "lstm"],
-    "data": ["image_set", "images", "labelled_sets", "masking"], "train": ["metrics"],
+    "data": ["image_set", "images", "labelled_sets", "masking"],
+    "tune": ["rates", "unfreezing", "vocabulary"], "train": ["callbacks", "lr_find", "metrics"],
 }
 
 

@@ -19,11 +19,11 @@ from .arguments import natural, positive
 from .info import warn_of_slow_settings
 
 DEMO_PRETRAINING = Pretraining(block_size=64, batch_size=32, steps=900)
-DEMO = Protocol(sizes=(16, 64, 256), sweep_at=64, longest=2, evaluations=6, patience=3,
+DEMO = Protocol(sizes=(16, 64, 256), sweep_at=(64,), longest=2, evaluations=6, patience=3,
                 rates={"scratch": (1e-3, 3e-3, 1e-2), "frozen": (3e-3, 1e-2, 3e-2), "full": (3e-4, 1e-3, 3e-3),
                        "lora": (3e-3, 1e-2, 3e-2)})
 QUICK_PRETRAINING = replace(DEMO_PRETRAINING, steps=150)
-QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=64, longest=1, epochs=7, evaluations=3, patience=3, least_steps=30,
+QUICK = Protocol(sizes=(16, 64), seeds=(0, 1), sweep_at=(64,), longest=1, epochs=7, evaluations=3, patience=3, least_steps=30,
                  rates={"scratch": (3e-3,), "frozen": (1e-2,), "full": (1e-3,), "lora": (1e-2,)})
 
 

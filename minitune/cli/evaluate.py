@@ -40,8 +40,13 @@ def run(options: Any) -> None:
     if options.out and options.out.is_file():
         raise ValueError(f"--out {options.out} is a file; give a folder")
     dataset, split = _own_data(options) if options.data is None else _other_data(options, model)
-    _, text = measure(model, dataset, split, options.out or options.model / f"evaluation-{dataset.name}-{split}")
+    _, text = measure(model, dataset, split, options.out or _place(options.model) / f"evaluation-{dataset.name}-{split}")
     print(f"\n{text}")
+
+
+def _place(model: Path) -> Path:
+    """The run's folder, or one in runs/ for a model that comes with the package: a folder of its name would be taken for it."""
+    return model if model.is_dir() else Path("runs") / model
 
 
 def _own_data(options: Any) -> tuple[Dataset, str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Dataset
-from ..experiments import Finetuned, Finetuning, default_base, finetune
+from ..experiments import Finetuned, Finetuning, finetune
 from ..experiments.baseline import require_scikit_learn, tfidf
-from ..experiments.finetuning import TUNING, base_model
+from ..experiments.finetuning import DEFAULT_BASE, TUNING, base_model
 from ..formats.folder import write_text
 from ..models.head import POOLINGS
 from .arguments import add_data, add_device, natural, positive
@@ -26,8 +26,9 @@ def add_command(commands: Any) -> None:
     add_data(parser, optional=True)
     add_run(parser, "runs/finetune")
     default = Finetuning()
-    parser.add_argument("--base", type=Path, metavar="DIR", help="the model to start from: a run of pretrain or finetune, or a "
-                        "folder in Hugging Face's GPT-2 form (default: a small one, pre-trained once on Python's own English)")
+    parser.add_argument("--base", type=Path, default=Path(DEFAULT_BASE), metavar="DIR", help="the model to start from: a run "
+                        "of pretrain or finetune, or a folder in Hugging Face's GPT-2 form (default: "
+                        f"{DEFAULT_BASE}, which comes with the package: a small GPT that has read books)")
     parser.add_argument("--method", choices=tuple(TUNING), default=default.method,
                         help=f"what trains (default: {default.method})")
     parser.add_argument("--epochs", type=positive, default=default.epochs, metavar="N", help=f"default: {default.epochs}")
@@ -48,7 +49,8 @@ def add_command(commands: Any) -> None:
 def run(options: Any) -> None:
     """Reads, tunes, measures, records."""
     options, dataset = open_run(options)
-    base = base_model(_base(options)).to(options.device, options.dtype)
+    print(f"Base: {options.base}")
+    base = base_model(options.base).to(options.device, options.dtype)
     if not options.resume:
         begin(options)
     settings = Finetuning(options.method, options.epochs, options.lr, options.batch_size, options.accumulate, options.patience,
@@ -69,13 +71,6 @@ def run(options: Any) -> None:
     print(f"\nThe model is in {options.out / 'model'}. Use it with\n  minitune {use} {options.out} \"a text of yours\"")
 
 
-def _base(options: Any) -> Path:
-    if options.base:
-        return Path(options.base)
-    print("Base: a small GPT, pre-trained on the English that comes with Python (made once, in two to three minutes)")
-    return default_base(True, options.device)
-
-
 def _baseline(dataset: Dataset, split: str, results: dict[str, Any]) -> str:
     """The plain baseline beside a classifier, where scikit-learn is there to compute it."""
     if dataset.kind != "classification" or split != "test" or "valid" not in dataset.splits:
@@ -93,9 +88,9 @@ def _baseline(dataset: Dataset, split: str, results: dict[str, Any]) -> str:
     return f"\nThe plain baseline, TF-IDF and logistic regression: accuracy {results['baseline_accuracy']:.1%}"
 
 
-def _card(dataset: Dataset, made: Finetuned, settings: Finetuning, results: str, base: Path | None) -> str:
+def _card(dataset: Dataset, made: Finetuned, settings: Finetuning, results: str, base: str | Path) -> str:
     trained, total = made.report.trainable, made.report.total
-    facts = {"base": Path(base).name if base else "a small GPT pre-trained on Python's own English",
+    facts = {"base": Path(base).name,
              "trained": f"{trained:,} of {total:,} parameters ({trained / total:.2%}) by {settings.method}",
              "settings": settings}
     last = ('classifier = mt.TextClassifier.load("model")\nprint(classifier.predict(["a text of yours"]))' if dataset.labels

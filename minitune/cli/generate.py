@@ -20,7 +20,8 @@ def add_command(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("generate", help="write on from a prompt", description=(
         "Writes on from a prompt. A model that was fine-tuned on chats takes the prompt as a user's message, one that was "
         "fine-tuned on prompts and answers takes it as one of these."))
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run's folder, or a model's")
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run's folder, a model's, or minitune-base, which "
+                        "comes with the package")
     parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="default: nothing, a text from its beginning")
     parser.add_argument("--max-new-tokens", type=positive, default=100, metavar="N", help="default: 100")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0: always the likeliest (default: 0.8)")
@@ -38,10 +39,11 @@ def add_command(commands: Any) -> None:
 
 def run(options: Any) -> None:
     """Loads, writes, prints as it comes."""
-    model = from_pretrained(model_folder(options.model)).to(options.device, options.dtype)
+    folder = model_folder(options.model)
+    model = from_pretrained(folder).to(options.device, options.dtype)
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{options.model} holds a {type(model).__name__}, which writes no text. Use minitune predict")
-    record = read_record(options.model) or read_record(options.model.parent)        # RUN, or RUN/model
+    record = read_record(folder) or read_record(folder.parent)     # of a run it is RUN/model
     made_of = (record or {}).get("data") or {}
     prompt: str | Example = options.prompt
     chat = made_of.get("kind") == "chat"

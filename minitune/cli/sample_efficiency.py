@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..experiments import Protocol, default_base, sample_efficiency
-from ..experiments.finetuning import model_folder
+from ..experiments import Protocol, sample_efficiency
+from ..experiments.finetuning import DEFAULT_BASE, model_folder
 from ..experiments.sample_efficiency import METHODS, check
 from .arguments import add_data, natural, numbers, positive, read_data, show_data, words
 from .demo import check_before_work, show_results
@@ -26,7 +26,8 @@ def add_command(commands: Any) -> None:
         "goes on where it stopped. It takes hours on larger sets: try few sizes and --seeds 1 first."))
     add_data(parser)
     protocol = Protocol()
-    parser.add_argument("--base", type=Path, metavar="DIR", help="the pre-trained model (default: a small one, made once)")
+    parser.add_argument("--base", type=Path, default=Path(DEFAULT_BASE), metavar="DIR", help="the pre-trained model "
+                        f"(default: {DEFAULT_BASE}, which comes with the package)")
     parser.add_argument("--out", type=Path, default=Path("runs/sample-efficiency"), metavar="DIR",
                         help="where results go (default: runs/sample-efficiency)")
     parser.add_argument("--sizes", type=numbers, default=protocol.sizes, metavar="N,N,...", help="label counts for every "
@@ -55,7 +56,7 @@ def run(options: Any) -> None:
                        seeds=tuple(range(options.seed, options.seed + options.seeds)))
     check(dataset, protocol, options.methods)
     check_before_work(options.out)
-    base = model_folder(options.base) if options.base else default_base()
+    base = model_folder(options.base)
     begin(options)
     methods = {name: METHODS[name] for name in options.methods}
     results = sample_efficiency(dataset, base, options.out, protocol, methods, workers=options.workers)

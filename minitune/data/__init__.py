@@ -6,11 +6,13 @@ from .example import Example, chat_prompt
 from .example_set import ExampleSet
 from .image_set import Augmentation, ImageBatch, ImageSet
 from .images import ImageSplit
-from .labelled_sets import MultipleChoiceSet, TokenClassificationSet
+from .labelled_sets import LongTextSet, MultipleChoiceSet, TokenClassificationSet
 from .masking import MaskedSet, NextSentenceSet, mask_tokens
 from .sources import load, read
+from .sources.overlap import Overlap, overlap
 from .tokenizer import Tokenizer
 
 __all__ = ["Augmentation", "Batch", "ClassificationSet", "Dataset", "Example", "ExampleSet", "ImageBatch", "ImageSet",
-           "ImageSplit", "LanguageModelSet", "MaskedSet", "MultipleChoiceSet", "NextSentenceSet", "Split",
-           "TokenClassificationSet", "Tokenizer", "chat_prompt", "load", "mask_tokens", "nested_subsets", "read"]
+           "ImageSplit", "LanguageModelSet", "LongTextSet", "MaskedSet", "MultipleChoiceSet", "NextSentenceSet", "Overlap",
+           "Split", "TokenClassificationSet", "Tokenizer", "chat_prompt", "load", "mask_tokens", "nested_subsets", "overlap",
+           "read"]

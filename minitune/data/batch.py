@@ -22,7 +22,10 @@ Document = Sequence[int]
 
 @dataclass(slots=True)
 class Batch:
-    """What a model reads. Position t of row b sees the positions first[b, t] .. last[b, t]; padding has first > last."""
+    """What a model reads. Position t of row b sees the positions first[b, t] .. last[b, t]; padding has first > last.
+
+    A text is one row, or `chunks` rows one below the other, some of which may hold no token (`LongTextSet`).
+    """
 
     ids: np.ndarray             # (B, T) token ids
     positions: np.ndarray       # (B, T) place in the document, from 0
@@ -31,6 +34,7 @@ class Batch:
     targets: np.ndarray         # (B, T) tokens or (B,) labels, or what a head defines; IGNORE where nothing is to be predicted
     segments: np.ndarray | None = None      # (B, T) which of a row's texts a token is of, where a model tells them apart
     related: np.ndarray | None = None       # (B,) whether a row's second text follows its first: 0 yes, 1 no
+    chunks = 1                  # how many rows make a text: a LongTextBatch has its own
     host: Batch | None = field(default=None, init=False, repr=False, compare=False)    # on a GPU, what it was made from
 
     def __len__(self) -> int:
@@ -96,7 +100,7 @@ class Batch:
             raise ValueError("Batch.causal: expected rows of documents of ids, as in [[[5, 6, 7], [8, 9]]] for two documents "
                              f"in one row, got {rows!r:.60}")
         shape = len(rows), max(sum(map(len, documents)) for documents in rows)
-        ids, positions, targets = np.full(shape, pad), np.zeros(shape, int), np.full(shape, IGNORE)
+        ids, targets = np.full(shape, pad), np.full(shape, IGNORE)
         first, last = np.ones(shape, int), np.zeros(shape, int)
         for b, documents in enumerate(rows):
             start = 0 if side == "right" else shape[1] - sum(map(len, documents))
@@ -105,10 +109,10 @@ class Batch:
                     raise ValueError(f"Batch.causal: row {b} holds an empty document. Leave empty texts out")
                 end = start + len(document)
                 ids[b, start:end], targets[b, start : end - 1] = document, document[1:]
-                positions[b, start:end] = np.arange(len(document))
                 first[b, start:end], last[b, start:end] = start, np.arange(start, end)
                 start = end
-        return cls(ids, positions, first, last, targets if labels is None else np.asarray(labels, int))
+        # a token's position is how many of its document stand before it
+        return cls(ids, np.maximum(last - first, 0), first, last, targets if labels is None else np.asarray(labels, int))
 
     @classmethod
     def bidirectional(cls, rows: Sequence[Document], labels: Sequence[int] | np.ndarray | None = None,
@@ -171,13 +175,12 @@ class LanguageModelSet:
     def __init__(self, documents: Sequence[Document], block_size: int) -> None:
         if block_size < 1:
             raise ValueError(f"LanguageModelSet: block_size must be at least 1, got {block_size}")
-        lengths = np.array([len(d) for d in documents], int)
         stream = np.concatenate([np.asarray(d, np.int32) for d in documents]) if len(documents) else np.zeros(0, np.int32)
         rows = len(stream) // block_size
         if not rows:
             raise ValueError(f"LanguageModelSet: {len(stream)} tokens do not fill a row of {block_size}. "
                              "Give more text or a smaller block_size")
-        owner = np.repeat(np.arange(len(lengths)), lengths)
+        owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
         targets = np.append(np.where(owner[1:] == owner[:-1], stream[1:], IGNORE), IGNORE)
         self.ids, self.targets, self.owner = (a[: rows * block_size].reshape(rows, block_size)
                                               for a in (stream, targets, owner))
@@ -227,11 +230,11 @@ class ClassificationSet:
     def __init__(self, documents: Sequence[Document], labels: Sequence[int] | np.ndarray, block_size: int,
                  causal: bool = True) -> None:
         if len(documents) != len(labels):
-            raise ValueError(f"ClassificationSet: expected as many labels as documents, got {len(labels)} labels and "
+            raise ValueError(f"{type(self).__name__}: expected as many labels as documents, got {len(labels)} labels and "
                              f"{len(documents)} documents")
         empty = [i for i, document in enumerate(documents) if not len(document)]
         if empty:
-            raise ValueError(f"ClassificationSet: document {empty[0]} is empty. Leave empty texts out")
+            raise ValueError(f"{type(self).__name__}: document {empty[0]} is empty. Leave empty texts out")
         self.documents = [np.asarray(document[:block_size], np.int32) for document in documents]
         self.labels, self.causal = np.asarray(labels, int), causal
         self.truncated = [i for i, document in enumerate(documents) if len(document) > block_size]
@@ -264,9 +267,10 @@ class ClassificationSet:
         return fingerprint(*self.documents, self.labels, np.array(self.causal))
 
     def subset(self, rows: np.ndarray) -> ClassificationSet:
-        """The set of these rows only."""
-        chosen = ClassificationSet([], [], 0, self.causal)
+        """The set of these rows only, numbered anew."""
+        chosen = copy(self)
         chosen.documents, chosen.labels = [self.documents[i] for i in rows], self.labels[rows]
+        chosen.truncated = np.flatnonzero(np.isin(rows, self.truncated)).tolist()
         return chosen
 
     def batch(self, rows: np.ndarray) -> Batch:

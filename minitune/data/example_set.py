@@ -93,6 +93,8 @@ class ExampleSet:
 def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, which of them are learned) of each example; all pieces are encoded in one call, which uses all cores."""
     pieces = [_pieces(example) for example in examples]
+    if tokenizer.backward and any(sum(text is not None for text, _ in parts) > 1 for parts in pieces):
+        raise ValueError("an example's parts follow each other: take a tokenizer with backward=False for prompts and chats")
     encoded = iter(tokenizer.encode_batch([text for parts in pieces for text, _ in parts if text is not None]))
     whole = []
     for parts in pieces:

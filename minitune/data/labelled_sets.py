@@ -1,12 +1,16 @@
-"""The sets of two more tasks: a label for every token, and choices between texts."""
+"""The sets of three more tasks: a label for every token, choices between texts, and a label for texts of many rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .batch import Batch, Document, fingerprint
+from .batch import Batch, ClassificationSet, Document, fingerprint
+from .dataset import Split
+from .tokenizer import Tokenizer
 
 
 class TokenClassificationSet:
@@ -102,6 +106,69 @@ class MultipleChoiceSet:
         batch = Batch.bidirectional(documents, segments=segments)
         batch.targets = self.labels[rows]
         return made_causal(batch) if self.causal else batch
+
+
+@dataclass(slots=True)
+class LongTextBatch(Batch):
+    """A Batch in which every `chunks` rows, one below the other, are one text; targets (B / chunks,)."""
+
+    chunks: int = 1
+
+
+class LongTextSet(ClassificationSet):
+    """Texts with a label each that are longer than a model reads at once: cut into chunks, which a head pools together.
+
+    Each chunk is a row of `block_size` tokens, the last of a text shorter; no token sees another chunk. At most `chunks` are
+    read, what is left is cut. A batch has as many rows a text as its longest text needs, so texts of one chunk are what they
+    are in a ClassificationSet; a chunk that a text has not is a row without tokens, which changes nothing.
+    Recurrent models, as AWD-LSTM, need none of this: they read rows of any length.
+    Raises ValueError as ClassificationSet, and where block_size or chunks is below 1.
+    Source: Howard and Ruder 2018, section 3.3, BPTT for text classification; here without a state between chunks.
+
+    >>> dataset = LongTextSet([[1, 2, 3, 4, 5], [6]], [0, 1], block_size=2, chunks=4)
+    >>> batch = dataset.batch(np.array([0, 1]))
+    >>> batch.chunks, batch.ids.tolist()
+    (3, [[1, 2], [3, 4], [5, 0], [6, 0], [0, 0], [0, 0]])
+    """
+
+    def __init__(self, documents: Sequence[Document], labels: Sequence[int] | np.ndarray, block_size: int,
+                 causal: bool = True, chunks: int = 4) -> None:
+        if block_size < 1 or chunks < 1:
+            raise ValueError(f"LongTextSet: block_size and chunks must be at least 1, got {block_size} and {chunks}")
+        super().__init__(documents, labels, block_size * chunks, causal)
+        self.block_size, self.chunks = block_size, chunks
+
+    @classmethod
+    def from_split(cls, split: Split, tokenizer: Tokenizer, block_size: int, causal: bool = True,
+                   chunks: int = 4) -> LongTextSet:
+        """The labelled texts of a split as token ids, each chunk between the tokenizer's start and end tokens; `truncated`
+        lists the texts that are longer than all their chunks. Raises ValueError as ClassificationSet's."""
+        first = ClassificationSet.from_split(split, tokenizer, block_size, causal)
+        documents: list[Any] = list(first.documents)                        # whole, but for those that need more than a row
+        room = block_size - len(tokenizer.frame([]))
+        longer = tokenizer.encode_batch([split.texts[i] for i in first.truncated])
+        for i, ids in zip(first.truncated, longer):
+            pieces = [tokenizer.frame(ids[start : start + room]) for start in range(0, len(ids), room)]
+            documents[i] = np.concatenate(pieces[:chunks])
+        whole = cls(documents, first.labels, block_size, causal, chunks)
+        whole.truncated = [i for i, ids in zip(first.truncated, longer) if len(ids) > chunks * room]
+        return whole
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all tokens and labels, of where texts are cut, and of what a token sees."""
+        return fingerprint(*self.documents, self.labels, np.array([self.causal, self.block_size]))
+
+    def batch(self, rows: np.ndarray) -> LongTextBatch:
+        """The texts of these numbers as a Batch: the chunks of the first, one a row, then those of the second, and so on."""
+        size, documents = self.block_size, [self.documents[i] for i in rows]
+        count = max(-(-len(document) // size) for document in documents)
+        pieces = [document[start : start + size] for document in documents for start in range(0, count * size, size)]
+        batch: Any = LongTextBatch.causal([[piece] if len(piece) else [] for piece in pieces])
+        if not self.causal:
+            batch.last = np.where(batch.valid, batch.last.max(1, keepdims=True), batch.last)
+        batch.targets, batch.chunks = self.labels[rows], count
+        return batch
 
 
 def made_causal(batch: Batch) -> Batch:

@@ -25,6 +25,11 @@ class Tokenizer:
     One that `Tokenizer.train` makes encodes every text, and gives it back unchanged, `decode(encode(text)) == text`: there is
     no unknown token, no normalisation and no added space. `Tokenizer.load` reads others too, as BERT's, which may have these.
 
+    With `backward` set to True the ids of a text come from its last token to its first, and `decode` turns them round again:
+    every set made so is read from the end, as the second model of a forward and backward pair does (Howard and Ruder 2018,
+    section 3.3). What stands around a text stays in its place: `frame` begins with `start` and ends with `end`. Where other
+    models have the same tokenizer, set it on a copy: `copy.copy(tokenizer)`.
+
     Source: Sennrich et al. 2016, Neural Machine Translation of Rare Words with Subword Units, section 3.2; on bytes:
     Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.2.
 
@@ -33,14 +38,11 @@ class Tokenizer:
     'slow café ☕'
     """
 
-    end: int
-    """The id of the end-of-document token."""
-    pad: int | None
-    """The id of the padding token, never equal to `end`; None where a loaded file has no padding token."""
-    start: int | None
-    """The id of the token before a document ([CLS] of BERT, <s> of Llama), or None."""
-    mask: int | None
-    """The id of the token that stands for a hidden one, or None."""
+    end: int                    # the id of the end-of-document token
+    pad: int | None             # that of the padding token, never equal to `end`; None where a loaded file has none
+    start: int | None           # that of the token before a document ([CLS] of BERT, <s> of Llama), or None
+    mask: int | None            # that of the token that stands for a hidden one, or None
+    backward: bool = False      # whether a text's ids come from its last token to its first
 
     def __init__(self, rules: tokenizers.Tokenizer, end: str = END, pad: str = PAD, start: str = START,
                  mask: str = MASK) -> None:
@@ -82,13 +84,9 @@ class Tokenizer:
         rules = tokenizers.Tokenizer(models.BPE())
         rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         rules.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=[AddedToken(name, special=True) for name in special],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=progress,
-        )
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=progress,
+                                      special_tokens=[AddedToken(name, special=True) for name in special],
+                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
         rules.train_from_iterator(texts, trainer)
         return cls(rules)
 
@@ -98,9 +96,14 @@ class Tokenizer:
         return self._rules.get_vocab_size()
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """{spelling of a token: its id}, special ones included; on bytes each byte is spelt as a letter, a space as Ġ."""
+        return self._rules.get_vocab()
+
+    @property
     def largest_id(self) -> int:
         """The largest id that `encode` gives: no special token's."""
-        return max(set(self._rules.get_vocab().values()).difference(self.special), default=-1)
+        return max(set(self.vocabulary.values()).difference(self.special), default=-1)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`: no special token is added, and the spelling of one in `text` is plain text."""
@@ -122,7 +125,7 @@ class Tokenizer:
                 f"Tokenizer.encode: expected texts (str, valid Unicode), got {odd!r:.60}. Read files with their own "
                 "encoding, or clean a text by text.encode('utf-8', 'replace').decode()."
             ) from error
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids[::-1] if self.backward else encoding.ids for encoding in encodings]
 
     @property
     def special(self) -> list[int]:
@@ -145,14 +148,14 @@ class Tokenizer:
                 f"Tokenizer.decode: expected ids in 0 .. {self.vocab_size - 1}, got {min(ids)} .. {max(ids)}. "
                 "Do the ids come from another tokenizer?"
             )
-        return self._rules.decode(ids, skip_special_tokens=True)
+        return self._rules.decode(ids[::-1] if self.backward else ids, skip_special_tokens=True)
 
     def spell(self, ids: Iterable[int]) -> list[str]:
         """The text of each token by itself, special tokens by their names; half a character becomes U+FFFD."""
         return [self._rules.decode([int(i)], skip_special_tokens=False) for i in ids]
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write the Hugging Face `tokenizer.json` form, whole or not at all."""
+        """Write the Hugging Face `tokenizer.json` form, whole or not at all; it has no place for `backward`."""
         write_text(Path(file), self._rules.to_str(pretty=True))
 
     @classmethod
@@ -182,7 +185,7 @@ class Tokenizer:
         return cls(rules, end or known[0], pad or known[1], start or known[2], known[3])
 
     def __repr__(self) -> str:
-        return f"Tokenizer(vocab_size={self.vocab_size}, end={self.end}, pad={self.pad})"
+        return f"Tokenizer(vocab_size={self.vocab_size}, end={self.end}, pad={self.pad}{', backward=True' * self.backward})"
 
 
 def _require_texts(caller: str, texts: object) -> None:

@@ -28,16 +28,18 @@ def require_scikit_learn() -> None:
 
 
 def tfidf(train: list[str], train_labels: np.ndarray, valid: list[str], valid_labels: np.ndarray,
-          test: list[str]) -> Baseline:
+          test: list[str], weighted_by: list[str] | None = None) -> Baseline:
     """Logistic regression on TF-IDF of words and word pairs, the regularisation chosen on the validation texts.
 
+    Which words are rare is counted in the texts `weighted_by`, which need no labels; None: in those of `train`.
     Raises ImportError where scikit-learn is not installed.
     """
     require_scikit_learn()
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    features = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
-    rows, valid_rows = features.fit_transform(train), features.transform(valid)
+    features = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), dtype=np.float32)
+    features.fit(train if weighted_by is None else weighted_by)
+    rows, valid_rows = features.transform(train), features.transform(valid)
     fitted = [LogisticRegression(C=strength, max_iter=1000).fit(rows, train_labels) for strength in STRENGTHS]
     errors = [float((model.predict(valid_rows) != valid_labels).mean()) for model in fitted]
     best = fitted[int(np.argmin(errors))]

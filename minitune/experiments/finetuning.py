@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import backend
 from ..data import ClassificationSet, Dataset, ExampleSet, LanguageModelSet, Split, Tokenizer
+from ..formats.folder import find_model
 from ..models import BERT, GPT, Classifier, from_pretrained
 from ..models.language_model import LanguageModel
 from ..train import Trainer
@@ -21,6 +22,7 @@ from ..tune.apply import Method
 from ..tune.patterns import backbone_of
 
 Backbone = LanguageModel | BERT
+DEFAULT_BASE = "minitune-base"                  # comes with the package
 TUNING: dict[str, Method] = {"frozen": FreezeConfig(), "full": FullConfig(), "lora": LoRAConfig(r=8, lora_alpha=16)}
 ENOUGH = 100                                    # validation rows to choose a classifier's epoch by; fewer choose badly
 RATES = {"frozen": 1e-2, "full": 1e-3, "lora": 1e-2}           # at 128 channels; a wider model takes a lower one
@@ -67,7 +69,8 @@ class Finetuned:
 
 
 def base_model(base: str | Path | Backbone) -> Backbone:
-    """The model with its tokenizer in a model or run folder, or a copy of the given one; of a head, what is under it.
+    """The model with its tokenizer in a model or run folder or shipped by that name, or a copy of the given one; of a head,
+    what is under it.
 
     Raises FileNotFoundError for a folder without a model, ValueError for a model without a tokenizer.
     """
@@ -81,9 +84,12 @@ def base_model(base: str | Path | Backbone) -> Backbone:
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The folder with the model: a run folder's `model`, or the folder itself."""
+    """The folder with the model: a run folder's `model`, the folder itself, or that of a model that comes with the package.
+
+    Raises FileNotFoundError where there is none.
+    """
     inside = Path(folder) / "model"
-    return inside if (inside / "config.json").exists() else Path(folder)
+    return inside if (inside / "config.json").exists() else find_model(folder)
 
 
 def as_set(split: Split, kind: str, tokenizer: Tokenizer, block_size: int,
@@ -110,9 +116,9 @@ def finetune(dataset: Dataset, base: str | Path | Backbone, settings: Finetuning
              resume: bool = False, progress: bool = True) -> Finetuned:
     """Tunes the model in the folder `base` on a data set: a classifier where it has labels, else a language model.
 
-    Texts are learned whole, of prompts and chats the answers only. A model given as `base` is copied: it stays as it is. With
-    `out`, history and checkpoints are written there, and `resume` goes on from the last. LoRA's adapters are merged at the
-    end, checked on a probe. Raises ValueError for a base, data or settings that do not fit.
+    `base` may also be "minitune-base", which comes with the package, or a model, which is copied and stays as it is. Texts are
+    learned whole, of prompts and chats the answers only. With `out`, history and checkpoints are written there, and `resume`
+    goes on from the last. LoRA's adapters are merged at the end, checked on a probe. Raises ValueError for a base, data or settings that do not fit.
     """
     settings = settings or Finetuning()
     if settings.method == "frozen" and dataset.kind != "classification":

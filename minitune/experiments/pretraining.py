@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
-from .. import __version__, backend
-from ..data import Dataset, LanguageModelSet, Tokenizer, load
-from ..data.sources.load import cache_folder
+from .. import backend
+from ..data import Dataset, LanguageModelSet, Tokenizer
 from ..formats.folder import write_text
 from ..models import GPT, GPTConfig, from_pretrained
 from ..train import Trainer, evaluate, remove_checkpoints
@@ -33,9 +29,6 @@ class Pretraining:
     lr: float = 2e-3
     held_out: int = 64          # rows kept back to measure perplexity on
     seed: int = 0
-
-
-BASE = Pretraining(n_layer=2, steps=1200)        # fine-tuned it does as well as 4 layers, in half the time
 
 
 def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None = None, progress: bool = True,
@@ -71,32 +64,6 @@ def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None 
     model.save_pretrained(folder)               # last: it says that the folder is whole
     remove_checkpoints(out)
     return model
-
-
-def default_base(progress: bool = True, device: str = "cpu") -> Path:
-    """The folder of a small GPT pre-trained on "pydocs": made once, in two to three minutes, and kept in the user's cache.
-
-    On any `device` it is trained in float32, since later fine-tunings of every kind begin from it.
-    """
-    folder = cache_folder() / f"base-{__version__}-python-{python_version()}"       # each Python brings texts of its own
-    with _one_at_a_time(folder.with_name(folder.name + ".lock")):     # runs side by side wait for the first
-        if not (folder / "model.safetensors").exists():
-            pretrain(load("pydocs"), folder, BASE, progress, None, device)
-    return folder
-
-
-@contextmanager
-def _one_at_a_time(file: Path) -> Iterator[None]:
-    """Inside this block one process is at a time; its end, even by kill -9, lets the next one in. Windows lets all in."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _model_and_rows(dataset: Dataset, settings: Pretraining) -> tuple[GPT, LanguageModelSet, LanguageModelSet]:

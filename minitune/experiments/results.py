@@ -35,7 +35,7 @@ class Results:
         self.all_sizes = sorted({labels for _, labels in self._have})
         self.sizes = [n for n in self.all_sizes if all((name, n) in self._have for name in self.methods)]
         groups = self.settings.get("test_groups") or rows[0]["test_texts"]
-        self._bootstrap = Bootstrap(len({row["seed"] for row in rows}), groups)
+        self._bootstrap = Bootstrap(groups)
         self._errors: dict[tuple[str, int], np.ndarray] = {}
 
     def runs(self, method: str, labels: int) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,20 @@ class RunFailed(RuntimeError):
 
 
 def run(specs: Sequence[Spec], work: Callable[[Spec], dict[str, Any]], file: str | Path | None = None,
-        executor: Executor | None = None, progress: str = "") -> list[dict[str, Any]]:
+        executor: Executor | None = None, progress: str | tqdm = "") -> list[dict[str, Any]]:
     """Calls `work(spec)` for every spec and returns {**spec, **result} for each, in the order of `specs`.
 
     With `file`, each line is appended there as soon as its run ends, and a spec whose every entry stands in a line
     already is not run: start the same call again after an interruption and it goes on. With `executor`, runs go side by
-    side; `work` and `specs` must then be picklable. `progress` names a progress bar.
+    side; `work` and `specs` must then be picklable. `progress` names a progress bar, or is the one of a larger whole.
     Raises RunFailed, naming the spec, where `work` raises; finished lines stay.
     """
     if not specs:
         return []
     known = {_key(line, specs[0]): line for line in read_lines(file)} if file else {}
     todo = [spec for spec in specs if _key(spec, spec) not in known]
-    with tqdm(total=len(specs), initial=len(specs) - len(todo), desc=progress, unit="run", disable=not progress) as bar:
+    with _bar(progress, len(specs)) as bar:
+        bar.update(len(specs) - len(todo))
         for spec, result in _finished(todo, work, executor):
             line = {**spec, **result}
             known[_key(line, spec)] = line
@@ -43,6 +44,12 @@ def run(specs: Sequence[Spec], work: Callable[[Spec], dict[str, Any]], file: str
                 append_line(file, line)
             bar.update()
     return [known[_key(spec, spec)] for spec in specs]
+
+
+def _bar(progress: str | tqdm, runs: int) -> AbstractContextManager[tqdm]:
+    """A progress bar of this name for so many runs, or the given one, which stays open."""
+    return nullcontext(progress) if isinstance(progress, tqdm) else tqdm(total=runs, desc=progress, unit="run",
+                                                                         disable=not progress)
 
 
 def _key(line: dict[str, Any], spec: Spec) -> str:

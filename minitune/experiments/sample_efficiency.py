@@ -7,35 +7,41 @@ Source of the design: Howard and Ruder 2018, ULMFiT, section 5 (low-shot learnin
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from math import log
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from .. import __version__, backend
-from ..data import ClassificationSet, Dataset, nested_subsets
+from ..data import ClassificationSet, Dataset, Split, nested_subsets
 from ..models import Classifier, from_pretrained
-from ..optim import constant
-from ..train import Trainer, predict
-from ..tune import FullConfig, apply
+from ..train import Callback, Trainer, predict, remove_checkpoints
+from ..tune import FullConfig
 from ..tune.apply import Method
 from ..tune.patterns import backbone_of
 from .baseline import require_scikit_learn, tfidf
 from .finetuning import TUNING
+from .recipe import LanguageModelStage, Recipe, plain, set_dropout, texts_of, tune_language_model
 from .results import BASELINE, SCRATCH, Results
-from .runner import run, worker_pool
+from .runner import append_line, read_lines, run, worker_pool
 
-METHODS: dict[str, Method] = {SCRATCH: FullConfig(), **TUNING}
+METHODS: dict[str, Method | Recipe] = {SCRATCH: plain(FullConfig(), pretrained=False), **TUNING}
+ULMFIT: dict[str, Method | Recipe] = {
+    SCRATCH: METHODS[SCRATCH], "supervised": Recipe(language_model=LanguageModelStage("labelled", epochs=10)),
+    "semi-supervised": Recipe(language_model=LanguageModelStage("unlabelled"))}
 RATES = {SCRATCH: (1e-4, 3e-4, 1e-3, 3e-3), "frozen": (3e-3, 1e-2, 3e-2, 1e-1), "full": (3e-5, 1e-4, 3e-4, 1e-3),
-         "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
-
-
+         "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)} | dict.fromkeys(("supervised", "semi-supervised"), (1e-3, 3e-3, 1e-2))
 DIVERGED = 1e9                                  # the loss written for a rate whose training came to nothing
 
 
@@ -45,8 +51,10 @@ class Protocol:
 
     Tuned runs make `steps(labels)` steps, with `evaluations` on the validation set on the way. Scratch makes as many and
     goes on until validation has stalled for `patience` evaluations, up to `longest` times as many. `scratch_sizes` are
-    label counts for scratch and the plain baseline alone, to see how many labels it takes them. `sweep_at` is the label
-    count at which rates are chosen, None for each count anew.
+    label counts for scratch and the plain baseline alone, to see how many labels it takes them. `sweep_at` are the label
+    counts at which rates are chosen, each for the counts that are nearest; none: for each count anew. `fewer_seeds`, pairs
+    (labels, seeds), give label counts above so many only the first so many of the seeds. `block_size`, tokens, cuts texts
+    shorter than the model must.
     """
 
     sizes: tuple[int, ...] = (16, 64, 256)
@@ -54,8 +62,11 @@ class Protocol:
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: dict(RATES))
     sweep_seeds: tuple[int, ...] = (0,)
-    sweep_at: int | None = None
+    sweep_at: tuple[int, ...] = ()
+    fewer_seeds: tuple[tuple[int, int], ...] = ()
+    block_size: int | None = None
     least_steps: int = 60
+    most_steps: int | None = None
     epochs: int = 10
     longest: int = 4
     evaluations: int = 8
@@ -67,50 +78,77 @@ class Protocol:
         """The label counts that a method is run with."""
         return (*self.sizes, *self.scratch_sizes) if method in (SCRATCH, BASELINE) else self.sizes
 
+    def seeds_of(self, labels: int) -> tuple[int, ...]:
+        """The seeds of the runs with so many labels."""
+        return self.seeds[: min([len(self.seeds), *(seeds for above, seeds in self.fewer_seeds if labels > above)])]
+
+    def swept_at(self, labels: int) -> int:
+        """The label count at which the rate for so many labels is chosen: the nearest by its ratio."""
+        return min(self.sweep_at or (labels,), key=lambda n: abs(log(n / labels)))
+
     def steps(self, labels: int) -> int:
-        """Steps of a tuned run: `epochs` times through the labels, and at least `least_steps`."""
-        return max(self.least_steps, self.epochs * labels // self.batch_size)
+        """Steps of a tuned run: `epochs` times through the labels, but at least `least_steps` and at most `most_steps`."""
+        steps = max(self.least_steps, self.epochs * labels // self.batch_size)
+        return min(steps, self.most_steps or steps)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every run reads: the pre-trained folder and the encoded splits. Sent to worker processes as it is."""
+    """What every run reads: the pre-trained folder, the splits, and these encoded for its model. Sent to workers as it is."""
 
     folder: str
     labels: tuple[str, ...]
     train: ClassificationSet
     valid: ClassificationSet
     test: ClassificationSet
-    texts: dict[str, list[str]]             # of train, valid and test, for the baseline
-    methods: Mapping[str, Method]
+    splits: dict[str, Split]                # train, valid and test
+    methods: Mapping[str, Recipe]
     protocol: Protocol
+    language_models: Mapping[str, str] = field(default_factory=dict)       # {method: folder}, of those tuned for all its runs
 
 
 def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, protocol: Protocol | None = None,
-                      methods: Mapping[str, Method] | None = None, baseline: bool = True, workers: int = 1,
-                      progress: bool = True) -> Results:
+                      methods: Mapping[str, Method | Recipe] | None = None, baseline: bool = True, workers: int = 1,
+                      progress: bool = True, executor: Executor | None = None) -> Results:
     """Trains every method on every label count with every seed and returns the results, written to `out` as they come.
 
     `backbone` is the folder of a pre-trained model of texts with its tokenizer; "scratch" starts from new weights of the same
-    sizes. `methods` maps names to tuning methods; their rates stand in `protocol.rates`. sweep.jsonl holds the runs
-    that chose the rates, results.jsonl the others, a line a run. Called again it goes on where it stopped.
-    With `workers` > 1 runs go side by side in other processes: call it under `if __name__ == "__main__":`.
+    sizes. `methods` maps names to recipes or plain tuning methods; their rates stand in `protocol.rates`. A language model
+    that a recipe tunes on unlabelled texts is tuned once, before all runs, in this process. sweep.jsonl holds the runs that
+    chose the rates, results.jsonl the others, a line a run. Called again it goes on where it stopped.
+    Runs go side by side in the processes of `executor`, any of `concurrent.futures`' kind, or else in `workers` processes of
+    their own: call it under `if __name__ == "__main__":`.
     Raises ValueError for a method without rates, a backbone without tokenizer, or more labels than the set has.
     """
-    protocol, methods = protocol or Protocol(), methods or METHODS
-    names = [*methods, BASELINE] if baseline else list(methods)
+    protocol, recipes = protocol or Protocol(), as_recipes(methods or METHODS)
+    names = [*recipes, BASELINE] if baseline else list(recipes)
     check(dataset, protocol, names)
-    task, common = make_task(dataset, backbone, methods, protocol), _common(dataset, backbone)
-    work: Callable[[dict[str, Any]], dict[str, Any]] = partial(run_one, task)
-    with worker_pool(workers) as executor:
-        sweep = run(_sweep_specs(protocol, methods, common), work, Path(out) / "sweep.jsonl", executor,
-                    "choosing rates" if progress else "")
-        best = _best_rates(sweep)
-        rows = run(_final_specs(protocol, methods, names, best, common), work, Path(out) / "results.jsonl", executor,
-                   "fine-tuning" if progress else "")
+    task, common = make_task(dataset, backbone, recipes, protocol), _common(dataset, backbone, recipes)
+    sweep_specs = _sweep_specs(protocol, recipes, common)
+    final_specs = _final_specs(protocol, recipes, names, {}, common)        # here only to be counted: rates come from the sweep
+    with tqdm(total=len(sweep_specs) + len(final_specs), unit="run", disable=not progress) as bar:
+        lines = _tune_language_models(task, dataset, Path(out), common, bar)
+        task = replace(task, language_models={name: line["folder"] for name, line in lines.items()})
+        work: Callable[[dict[str, Any]], dict[str, Any]] = partial(run_one, task)
+        pool: AbstractContextManager[Executor | None] = nullcontext(executor) if executor else worker_pool(workers)
+        with pool as given:
+            bar.set_description("choosing rates")
+            best = _best_rates(run(sweep_specs, work, Path(out) / "sweep.jsonl", given, bar))
+            bar.set_description("fine-tuning")
+            rows = run(_final_specs(protocol, recipes, names, best, common), work, Path(out) / "results.jsonl", given, bar)
     return Results(rows, {"dataset": dataset.name, "version": dataset.version, "citation": dataset.citation,
-                          "fingerprint": dataset.fingerprint, "protocol": asdict(protocol),
+                          "fingerprint": dataset.fingerprint, "protocol": asdict(protocol), "notes": dataset.notes,
+                          "recipes": {name: repr(recipe) for name, recipe in recipes.items()},
+                          "language_models": {name: {k: v for k, v in line.items() if k != "folder"}
+                                              for name, line in lines.items()},
                           "rates_at_the_edge": _at_the_edge(best, protocol), "test_groups": dataset.test.groups})
+
+
+def as_recipes(methods: Mapping[str, Method | Recipe]) -> dict[str, Recipe]:
+    """Recipes as they are; plain tuning methods as recipes of one rate, without schedules; the one named "scratch" from new
+    weights."""
+    return {name: method if isinstance(method, Recipe) else plain(method, pretrained=name != SCRATCH)
+            for name, method in methods.items()}
 
 
 def check(dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> None:
@@ -128,41 +166,92 @@ def check(dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> None:
         require_scikit_learn()
 
 
-def _common(dataset: Dataset, backbone: str | Path) -> dict[str, Any]:
-    """What every run of a call shares. It is part of every line, so that lines of another data set, backbone or version in
-    the same file are never taken for these."""
+def _common(dataset: Dataset, backbone: str | Path, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
+    """{method: what all its runs share}. It is part of every line, so that lines of another data set, backbone or version in
+    the same file are never taken for these. Of a backbone, a run with new weights reads sizes and tokenizer alone."""
+    weights = [file.read_bytes() for file in sorted(Path(backbone).glob("model*.safetensors"))]         # one, or the shards
+    sizes = [repr(backbone_of(from_pretrained(backbone)).config).encode(), (Path(backbone) / "tokenizer.json").read_bytes()]
+    known = {True: _digest(weights), False: _digest(sizes)}
+    shared = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "minitune": __version__, "backbone": ""}
+    return {BASELINE: shared} | {name: shared | {"backbone": known[recipe.pretrained]} for name, recipe in recipes.items()}
+
+
+def _digest(contents: Sequence[bytes]) -> str:
     digest = sha256()
-    for file in sorted(Path(backbone).glob("model*.safetensors")):         # one, or the shards of a large model
-        digest.update(file.read_bytes())
-    return {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "backbone": digest.hexdigest()[:8],
-            "minitune": __version__}
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:8]
 
 
-def _recipe(protocol: Protocol, method: Method | None) -> str:
-    """Eight hex digits of how a run is made, beside what its line says: the method's settings and the protocol's."""
-    free = ("sizes", "scratch_sizes", "seeds", "rates", "sweep_seeds", "sweep_at")      # in the line, or choose its rate
+def _recipe(protocol: Protocol, recipe: Recipe | None) -> str:
+    """Eight hex digits of how a run is made, beside what its line says: the method's recipe and the protocol's settings."""
+    free = ("sizes", "scratch_sizes", "seeds", "fewer_seeds", "rates", "sweep_seeds", "sweep_at")   # in the line, or behind it
     kept = {name: value for name, value in asdict(protocol).items() if name not in free}
-    return sha256(repr((kept, method)).encode()).hexdigest()[:8]
+    return sha256(repr((kept, recipe)).encode()).hexdigest()[:8]
 
 
-def _sweep_specs(protocol: Protocol, methods: Mapping[str, Method], common: dict[str, Any]) -> list[dict[str, Any]]:
+def _tune_language_models(task: Task, dataset: Dataset, out: Path, common: Mapping[str, dict[str, Any]],
+                          bar: tqdm) -> dict[str, dict[str, Any]]:
+    """{method: the line of the language model that all its runs begin with}, for the recipes that tune one on all texts."""
+    lines, file = {}, out / "language_models.jsonl"
+    for name, recipe in task.methods.items():
+        stage = recipe.language_model
+        if stage and stage.texts == "unlabelled":
+            spec = {"pretrained": recipe.pretrained, "stage": repr(stage), **common[name]}
+            folder = out / "language_models" / sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+            known = [line for line in read_lines(file) if line["folder"] == str(folder)]
+            if not known:
+                bar.set_description("tuning the language model")
+                known = [spec | {"folder": str(folder)} | _tune_on_all(task, recipe, dataset, folder, bar)]
+                append_line(file, known[0])
+            lines[name] = known[0]
+    return lines
+
+
+class _Told(Callback):
+    """Shows a training's steps behind the bar of the whole experiment."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def on_step_begin(self, trainer: Trainer) -> None:
+        self.bar.set_postfix_str(f"step {trainer.step:,} of {trainer.steps:,}, loss {trainer.seen:.3f}")
+
+
+def _tune_on_all(task: Task, recipe: Recipe, dataset: Dataset, folder: Path, bar: tqdm) -> dict[str, Any]:
+    """Tunes a language model on every text that may be read, saves it in `folder`, and returns what was measured."""
+    assert recipe.language_model is not None
+    backend.seed(0)
+    start, model, texts = perf_counter(), _language_model(task, recipe), texts_of(dataset)
+    set_dropout(model, recipe.dropout)
+    trainer = tune_language_model(model, texts, recipe.language_model, dataset.valid.texts, folder, (_Told(bar),))
+    bar.set_postfix_str("")
+    model.save_pretrained(folder)
+    remove_checkpoints(folder)
+    rows: Any = trainer.train
+    return {"texts": len(texts), "tokens": rows.ids.size, "tokens_read": trainer.step * trainer.batch_size * rows.ids.shape[1],
+            "perplexity": trainer.history.rows[-1]["valid_perplexity"], "seconds": round(perf_counter() - start, 1)}
+
+
+def _sweep_specs(protocol: Protocol, recipes: Mapping[str, Recipe],
+                 common: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs that choose rates; where there is one rate there is nothing to choose."""
-    return [{"method": name, "labels": n, "seed": seed, "rate": rate, "sweep": True, "recipe": _recipe(protocol, method),
-             **common}
-            for name, method in methods.items() if len(protocol.rates[name]) > 1
-            for n in ((protocol.sweep_at,) if protocol.sweep_at else protocol.sizes_of(name))
+    return [{"method": name, "labels": n, "seed": seed, "rate": rate, "sweep": True, "recipe": _recipe(protocol, recipe),
+             **common[name]}
+            for name, recipe in recipes.items() if len(protocol.rates[name]) > 1
+            for n in dict.fromkeys(map(protocol.swept_at, protocol.sizes_of(name)))
             for rate in protocol.rates[name] for seed in protocol.sweep_seeds]
 
 
-def _final_specs(protocol: Protocol, methods: Mapping[str, Method], names: Sequence[str],
-                 best: Mapping[tuple[str, int], float], common: dict[str, Any]) -> list[dict[str, Any]]:
+def _final_specs(protocol: Protocol, recipes: Mapping[str, Recipe], names: Sequence[str],
+                 best: Mapping[tuple[str, int], float], common: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs that are tested, each at the rate chosen for it; the baseline has none."""
     def rate(name: str, n: int) -> float | None:
-        return best.get((name, protocol.sweep_at or n), protocol.rates.get(name, (None,))[0])
+        return best.get((name, protocol.swept_at(n)), protocol.rates.get(name, (None,))[0])
 
-    return [{"method": name, "labels": n, "seed": seed, "rate": rate(name, n), "recipe": _recipe(protocol, methods.get(name)),
-             **common}
-            for name in names for n in protocol.sizes_of(name) for seed in protocol.seeds]
+    return [{"method": name, "labels": n, "seed": seed, "rate": rate(name, n), "recipe": _recipe(protocol, recipes.get(name)),
+             **common[name]}
+            for name in names for n in protocol.sizes_of(name) for seed in protocol.seeds_of(n)]
 
 
 def _best_rates(sweep: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
@@ -180,16 +269,20 @@ def _at_the_edge(best: Mapping[tuple[str, int], float], protocol: Protocol) -> l
             if rate in (min(protocol.rates[name]), max(protocol.rates[name]))]
 
 
-def make_task(dataset: Dataset, backbone: str | Path, methods: Mapping[str, Method], protocol: Protocol) -> Task:
+def make_task(dataset: Dataset, backbone: str | Path, methods: Mapping[str, Method | Recipe], protocol: Protocol) -> Task:
     """Encodes the splits for the pre-trained model in the folder `backbone`."""
     model = from_pretrained(backbone)
     if model.tokenizer is None:
         raise ValueError(f"sample_efficiency: {backbone} must hold a model of texts with its tokenizer.json")
-    block_size = backbone_of(model).config.block_size
-    train, valid, test = (ClassificationSet.from_split(split, model.tokenizer, block_size, model.causal)
-                          for split in (dataset.train, dataset.valid, dataset.test))
-    texts = {"train": dataset.train.texts, "valid": dataset.valid.texts, "test": dataset.test.texts}
-    return Task(str(backbone), dataset.labels, train, valid, test, texts, methods, protocol)
+    splits: dict[str, Split] = {name: dataset.splits[name] for name in ("train", "valid", "test")}      # type: ignore[misc]
+    train, valid, test = (encode(split, model, protocol) for split in splits.values())
+    return Task(str(backbone), dataset.labels, train, valid, test, splits, as_recipes(methods), protocol)
+
+
+def encode(split: Split, model: Any, protocol: Protocol) -> ClassificationSet:
+    """A split as `model` reads it, its texts cut where the model or the protocol cuts them."""
+    longest = backbone_of(model).config.block_size
+    return ClassificationSet.from_split(split, model.tokenizer, min(longest, protocol.block_size or longest), model.causal)
 
 
 def run_one(task: Task, spec: dict[str, Any]) -> dict[str, Any]:
@@ -218,18 +311,24 @@ def _load_everything(task: Task, method: str) -> None:
         require_scikit_learn()
     elif (task.folder, method) not in _loaded:
         row = task.train.subset(np.zeros(1, int))
-        Trainer(_model(task, method), row, row, lr=1e-9, steps=1, progress=False).fit()
+        recipe = task.methods[method]
+        model = recipe.classifier(_language_model(task, recipe), task.labels, task.protocol.pooling)
+        Trainer(model, row, row, lr=1e-9, steps=1, progress=False).fit()
         _loaded.add((task.folder, method))
 
 
 def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
     backend.seed(spec["seed"])
-    model = _model(task, spec["method"])
-    protocol, steps, scratch = task.protocol, task.protocol.steps(spec["labels"]), spec["method"] == SCRATCH
-    trainer = Trainer(model, task.train.subset(rows), task.valid, lr=spec["rate"], batch_size=protocol.batch_size,
-                      steps=steps * protocol.longest if scratch else steps, min_steps=steps,
-                      patience=protocol.patience if scratch else None, evaluate_every=max(1, steps // protocol.evaluations),
-                      schedule=lambda step, _: constant(step, steps), progress=False)
+    recipe, protocol, steps = task.methods[spec["method"]], task.protocol, task.protocol.steps(spec["labels"])
+    model, scratch = _model(task, spec["method"], rows), recipe.from_scratch
+    train, valid, test = task.train.subset(rows), task.valid, task.test
+    if recipe.language_model and recipe.language_model.vocab_size:         # the model has got a tokenizer of its own
+        train, valid, test = (encode(split, model, protocol) for split in
+                              (task.splits["train"].subset(rows), task.splits["valid"], task.splits["test"]))
+    trainer = recipe.trainer(model, train, valid, rate=spec["rate"], steps=steps,
+                             batch_size=protocol.batch_size, min_steps=steps, patience=protocol.patience if scratch else None,
+                             evaluate_every=max(1, steps // protocol.evaluations), progress=False,
+                             longest=protocol.longest if scratch else 1)
     try:
         trainer.fit()
     except FloatingPointError:                  # a rate too high is a result: the best before it counts, if there was one
@@ -238,21 +337,34 @@ def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, 
     best = trainer.best
     result = {"valid_error": best.measured["error"] if best else 1.0, "valid_loss": best.measured["loss"] if best else DIVERGED,
               "steps": trainer.step, "best_step": best.step if best else 0,
-              "trainable_parameters": model.num_parameters(trainable=True), "total_parameters": model.num_parameters()}
-    return result if "sweep" in spec else result | _test(task, predict(model, task.test))
+              "trainable_parameters": sum(p.size for p in model.parameters() if id(p) in trainer.optimizer.slots),
+              "total_parameters": model.num_parameters()}
+    return result if "sweep" in spec else result | _test(task, predict(model, test))
 
 
-def _model(task: Task, method: str) -> Classifier:
-    pretrained = backbone_of(from_pretrained(task.folder))
-    backbone = type(pretrained)(pretrained.config) if method == SCRATCH else pretrained
-    model = Classifier(backbone, task.labels, task.protocol.pooling)
-    apply(model, task.methods[method])
+def _language_model(task: Task, recipe: Recipe) -> Any:
+    """The pre-trained model, or one of the same sizes with new weights."""
+    stored = from_pretrained(task.folder)
+    pretrained = backbone_of(stored)
+    model = pretrained if recipe.pretrained else type(pretrained)(pretrained.config)
+    model.tokenizer = stored.tokenizer
     return model
 
 
+def _model(task: Task, method: str, rows: np.ndarray) -> Classifier:
+    """The classifier of a method, prepared; its language model tuned on the texts of `rows` where the recipe says so."""
+    recipe = task.methods[method]
+    tuned = task.language_models.get(method)
+    backbone = from_pretrained(tuned) if tuned else _language_model(task, recipe)
+    if recipe.language_model and recipe.language_model.texts == "labelled":
+        tune_language_model(backbone, task.splits["train"].subset(rows).texts, recipe.language_model)
+    return recipe.classifier(backbone, task.labels, task.protocol.pooling)
+
+
 def _run_baseline(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    found = tfidf([task.texts["train"][i] for i in rows], task.train.labels[rows], task.texts["valid"],
-                  task.valid.labels, task.texts["test"])
+    train, valid, test = task.splits.values()
+    found = tfidf(train.subset(rows).texts, task.train.labels[rows], valid.texts, task.valid.labels, test.texts,
+                  weighted_by=train.texts)
     return {"valid_error": found.valid_error, "trainable_parameters": found.parameters,
             "total_parameters": found.parameters} | _test(task, found.predictions)
 

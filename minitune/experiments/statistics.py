@@ -18,16 +18,17 @@ class Bootstrap:
     Source: Efron and Tibshirani 1993, An introduction to the bootstrap, section 13.3 (percentile interval).
     """
 
-    def __init__(self, seeds: int, groups: Sequence[str] | int, resamples: int = RESAMPLES) -> None:
+    def __init__(self, groups: Sequence[str] | int, resamples: int = RESAMPLES) -> None:
         of = np.arange(groups) if isinstance(groups, int) else np.unique(groups, return_inverse=True)[1]
-        random, count = np.random.default_rng(0), int(of.max()) + 1
-        self.seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds        # (R, S)
-        drawn = random.multinomial(count, np.full(count, 1 / count), resamples)[:, of]              # (R, N)
+        count = int(of.max()) + 1
+        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)[:, of]        # (R, N)
         self.texts = drawn / drawn.sum(1, keepdims=True)
 
     def errors(self, wrong: np.ndarray) -> np.ndarray:
-        """The error of every resample: (R,)"""
-        return ((self.texts @ wrong.T.astype(float)) * self.seeds).sum(1)
+        """The error of every resample: (R,). As many seeds are always drawn alike."""
+        seeds, resamples = len(wrong), len(self.texts)
+        drawn = np.random.default_rng(seeds).multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds   # (R, S)
+        return ((self.texts @ wrong.T.astype(float)) * drawn).sum(1)
 
 
 def interval(values: np.ndarray) -> Interval:

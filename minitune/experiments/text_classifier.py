@@ -13,23 +13,22 @@ from ..data import ClassificationSet, Dataset, Split
 from ..data.sources.splits import divide
 from ..models import GPT, Classifier, from_pretrained
 from ..train.evaluate import predict_proba
-from .finetuning import ENOUGH, Finetuning, finetune, model_folder
-from .pretraining import default_base
+from .finetuning import DEFAULT_BASE, ENOUGH, Finetuning, finetune, model_folder
 
 
 class TextClassifier:
     """Fine-tunes a small pre-trained model on texts and labels.
 
-    `base` is the folder of a pre-trained model, or a GPT; None means a small one that is pre-trained on the English that
-    comes with Python, once, in two to three minutes, and kept in the user's cache. The other settings are `Finetuning`'s;
-    the share `valid` of the rows is held out to choose the epoch, where that makes 100 rows; else the last epoch counts.
+    `base` is the folder of a pre-trained model, or a GPT, or "minitune-base", a small one that comes with the package. The
+    other settings are `Finetuning`'s; the share `valid` of the rows is held out to choose the epoch, where that makes 100
+    rows; else the last epoch counts.
     Texts longer than the base's block_size are cut; `notes_` says how many were, of those it learned from.
     It works in scikit-learn's pipelines, cross-validation and searches, and needs no scikit-learn.
     """
 
     _estimator_type = "classifier"              # how scikit-learn before 1.6 knows
 
-    def __init__(self, base: str | Path | GPT | None = None, method: str = "full", epochs: int = 15,
+    def __init__(self, base: str | Path | GPT = DEFAULT_BASE, method: str = "full", epochs: int = 15,
                  lr: float | None = None, batch_size: int = 16, pooling: str | None = None, valid: float = 0.1, seed: int = 0,
                  progress: bool = False) -> None:
         self.base, self.method, self.epochs, self.lr, self.batch_size = base, method, epochs, lr, batch_size
@@ -53,7 +52,7 @@ class TextClassifier:
         held_out = self.valid * len(rows) >= ENOUGH
         splits = divide(rows, {"valid": self.valid}, self.seed) if held_out else {"train": rows}
         dataset = Dataset("texts", tuple(map(str, classes)), splits, citation="")
-        made = finetune(dataset, default_base() if self.base is None else self.base, settings, progress=self.progress)
+        made = finetune(dataset, self.base, settings, progress=self.progress)
         assert isinstance(made.model, Classifier)
         self.classes_, self.model_, self.history_, self.notes_ = classes, made.model, made.trainer.history, made.notes
         return self

@@ -128,15 +128,34 @@ def _array(view: dict[str, Any]) -> np.ndarray:
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SHIPPED = Path(__file__).parents[1] / "models" / "shipped"          # models that come with the package, a folder each
+
+
+def find_model(folder: str | Path) -> Path:
+    """The folder at that path, or else the folder inside the package of the model that has this name, as "minitune-base".
+
+    Raises FileNotFoundError where there is neither.
+    """
+    if Path(folder).is_dir():
+        return Path(folder)
+    names = sorted(config.parent.name for config in SHIPPED.glob(f"*/{CONFIG}"))
+    if str(folder) in names:
+        return SHIPPED / folder
+    raise FileNotFoundError(f"from_pretrained: there is no folder {folder}. Nothing is downloaded: expected the path of a "
+                            "folder that holds config.json and model.safetensors"
+                            + (f", or a model that comes with minitune: {', '.join(names)}" if names else ""))
 
 
 def write_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray],
-                others: Mapping[str, Callable[[Path], Any]], max_shard_bytes: int | None = None) -> None:
+                others: Mapping[str, Callable[[Path], Any]], max_shard_bytes: int | None = None,
+                dtype: str | None = None) -> None:
     """Writes a model's config.json, model.safetensors and the files `others` ({name: what writes it}): all or none.
 
-    Arrays of more than `max_shard_bytes` together go into several files of at most so many, an array by itself where it is
-    larger, and an index tells which array is where. Weights of a model that was in the folder before are then removed.
+    Floating-point arrays are rounded to `dtype`, "float16" or "float32", where that is given. Arrays of more than
+    `max_shard_bytes` together go into several files of at most so many, an array by itself where it is larger, and an index
+    tells which array is where. Weights of a model that was in the folder before are then removed.
     """
+    tensors = _rounded(tensors, dtype)
     shards = _shards(tensors, max_shard_bytes)
     files = {CONFIG: _writes(config), **others}
     if len(shards) == 1:
@@ -154,6 +173,18 @@ def write_model(folder: str | Path, config: dict[str, Any], tensors: dict[str, n
 
 def _writes(value: Any) -> Callable[[Path], Any]:
     return lambda file: file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _rounded(tensors: dict[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
+    """The floating-point arrays in this dtype, the others as they are."""
+    if dtype not in (None, "float16", "float32"):
+        raise ValueError(f'save_pretrained: dtype must be "float32", "float16" or None, got {dtype!r:.60}')
+    floats = {name: array for name, array in tensors.items() if dtype and array.dtype.kind == "f"}
+    most = np.finfo(dtype or float).max
+    if outside := [name for name, array in floats.items() if np.abs(array[np.isfinite(array)]).max(initial=0) > most]:
+        raise ValueError(f"save_pretrained: {dtype} holds numbers up to {most:,.0f}, and larger ones are in "
+                         f"{', '.join(outside[:6])}. Save them in float32")
+    return tensors | {name: array.astype(dtype) for name, array in floats.items()}
 
 
 def _shards(tensors: dict[str, np.ndarray], most: int | None) -> list[dict[str, np.ndarray]]:
@@ -176,10 +207,7 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray
 
     Raises FileNotFoundError where a file is missing, ValueError where one is damaged or the weights are quantised.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"from_pretrained: there is no folder {folder}. Nothing is downloaded: expected the path of a "
-                                "folder that holds config.json and model.safetensors")
+    folder = find_model(folder)
     if not (folder / CONFIG).exists():
         raise FileNotFoundError(_missing(folder, CONFIG))
     if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():

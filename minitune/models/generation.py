@@ -113,6 +113,7 @@ class Generative:
                  stop: str | Sequence[str] = (), cache: bool = True) -> str | list[str]:
         """How the model continues a text, or each of a list of texts: the new text alone.
 
+        With a tokenizer that reads backwards it writes what comes before a text, and `stop` is what the new text begins after.
         A prompt is a text, or what `data.chat_prompt(messages)` makes of a conversation. What is written ends after
         `max_new_tokens`, at the end token, or before the first of the texts `stop`. An empty prompt starts from the tokenizer's
         start token, or else from the end token, which stands between documents. How a token is chosen: see `Sampling`;
@@ -187,10 +188,14 @@ def _pieces(rows: _Rows, texts: list[_Text]) -> Iterator[tuple[int, str]]:
 
 
 class _Text:
-    """The new text of a row as it grows, given out as far as it is certain."""
+    """The new text of a row as it grows, given out as far as it is certain: one that is written from its end, all at last.
+
+    Inside, such a text stands turned round, character by character, so that it too grows to the right.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], before: int) -> None:
-        self.decode, self.stop = tokenizer.decode, stop
+        self.turned = turned = slice(None, None, -1 if tokenizer.backward else 1)
+        self.decode, self.stop = lambda ids: tokenizer.decode(ids)[turned], [text[turned] for text in stop]
         self.text, self.given, self.stopped = "", 0, False
         self._forget([before])
 
@@ -217,9 +222,9 @@ class _Text:
         found = [at for stop in self.stop if (at := self.text.find(stop, self.given)) >= 0]
         self.stopped = bool(found)
         starts = (n for stop in self.stop for n in range(len(stop)) if self.text.endswith(stop[:n]))
-        held = 0 if last else max(starts, default=0)
+        held = 0 if last else len(self.text) if self.turned.step < 0 else max(starts, default=0)
         start, self.given = self.given, min(found, default=len(self.text) - held)
-        return self.text[start : self.given]
+        return self.text[start : self.given][self.turned]
 
 
 class _Rows:

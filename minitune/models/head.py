@@ -105,6 +105,7 @@ class Head(Module, Pretrained):
 class PooledHead(Head):
     """A linear layer on the pooled features of each row: (B, T, C) -> (B, C), or (B, 3 C) for "concat" -> (B, outputs).
 
+    Where K rows make a text, as in a `LongTextSet`, they are pooled as one: (B, T, C) -> (B / K, K T, C) first.
     `pooling` "first", "last", "mean", "max" and "concat" take what they say over the tokens of a row, "cls" the first token
     through BERT's pooler; None is what fits the backbone. Raises ValueError for an unknown one.
     """
@@ -129,12 +130,12 @@ class PooledHead(Head):
         return self.logits(self.features(batch), batch)
 
     def logits(self, x: Tensor, batch: Any) -> Tensor:
-        """The features x (B, T, C) of a batch -> logits (B, outputs)"""
-        if self.pooling == "cls":
-            return self.head(self.backbone.pool(x, batch.valid))
-        # an image has no padding
+        """The features x (B, T, C) of a batch -> logits (B, outputs), or (B / K, outputs) where K chunks make a text"""
+        # an image has no padding, and no chunks
         valid = array_module(x.data).ones(x.shape[:2], bool) if batch.valid is None else batch.valid
-        return self.head(POOLINGS[self.pooling](x, valid))
+        if (K := getattr(batch, "chunks", 1)) > 1:
+            x, valid = x.reshape(-1, K * x.shape[1], x.shape[2]), valid.reshape(-1, K * x.shape[1])
+        return self.head((self.backbone.pool if self.pooling == "cls" else POOLINGS[self.pooling])(x, valid))
 
 
 def checked_labels(caller: str, labels: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data import Tokenizer
 from ..formats.family import kind_of, short
-from ..formats.folder import lines, read_model
+from ..formats.folder import find_model, lines, read_model
 from ..nn import shapes_only
 from .awd_lstm import AWDLSTM, AWDLSTMConfig
 from .bert import BERT, BERTConfig
@@ -32,10 +32,13 @@ HEADS: dict[str, Any] = {head.kind: head for head in (Classifier, MultiLabelClas
 def from_pretrained(folder: str | Path) -> Any:
     """The model in a folder that `save_pretrained` or Hugging Face wrote, in evaluation mode: a backbone, or a head on one.
 
-    The weights are float32, whatever the folder holds. Nothing in the folder is executed, nothing downloaded.
+    `folder` may also be the name of a model that comes with the package: "minitune-base", a small GPT that has read books;
+    a folder of that name in the working directory comes before it. The weights are float32, whatever the folder holds.
+    Nothing in the folder is executed, nothing downloaded.
     Raises FileNotFoundError where a file is missing, ValueError where its contents do not fit: all that is wrong with
     config.json, or else with the arrays.
     """
+    folder = find_model(folder)
     config, tensors = read_model(folder)
     backbone_type, config_type = _backbone(config)
     stored = backbone_type.family.read(config, tensors)
@@ -46,7 +49,7 @@ def from_pretrained(folder: str | Path) -> Any:
     if misfits := stored.misfits + model.misfits(stored.state):
         raise ValueError(f"from_pretrained: {folder}: the arrays do not fit this model:" + lines(misfits))
     model.load_state_dict(stored.state)
-    file = Path(folder) / "tokenizer.json"
+    file = folder / "tokenizer.json"
     if hasattr(backbone.config, "vocab_size") and file.exists():
         model.tokenizer = _tokenizer(file, config, backbone.config.vocab_size)
     getattr(model, "backbone", model).special_ids = {key: config[key] for key in SPECIAL_IDS if key in config}
@@ -91,6 +94,9 @@ def _tokenizer(file: Path, config: dict[str, Any], rows: int) -> Tokenizer:
     if max(tokenizer.largest_id, tokenizer.end) >= rows:
         raise ValueError(f"from_pretrained: {file.parent}: tokenizer.json has {tokenizer.vocab_size:,} tokens, the model's "
                          f"embedding {rows:,} rows. Is it another model's tokenizer?")
+    tokenizer.backward = config.get("reads_backward", False)
+    if type(tokenizer.backward) is not bool:
+        raise ValueError(f"from_pretrained: config.json: reads_backward must be true or false, got {short(tokenizer.backward)}")
     for name in "start", "pad", "mask":         # which somebody added to the tokenizer alone
         if (getattr(tokenizer, name) or 0) >= rows:
             setattr(tokenizer, name, None)

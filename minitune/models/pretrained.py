@@ -41,15 +41,18 @@ class Pretrained:
         state = {name: to_device(array, "cpu") for name, array in self.state_dict().items()}     # type: ignore[attr-defined]
         return backbone.family.write(backbone.config, state, self.kind, self.settings())
 
-    def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None, dtype: str | None = None) -> None:
         """Writes config.json, model.safetensors and, where the model has one, tokenizer.json.
 
-        Weights of more than `max_shard_bytes` go into several files with an index. All files are written under temporary
-        names and renamed when they are whole. Raises ValueError as `to_hugging_face`.
+        Weights are written as they are, or rounded to `dtype`: "float16" makes the file half as large. config.json has the key
+        "reads_backward" where the tokenizer gives texts from their ends (`Tokenizer.backward`). Weights of more than
+        `max_shard_bytes` go into several files with an index. All files are written under temporary names and renamed when
+        they are whole. Raises ValueError as `to_hugging_face`, and for weights that are too large for the dtype.
         """
         config, tensors = self.to_hugging_face()
         others = {"tokenizer.json": self.tokenizer.save} if self.tokenizer else {}
-        write_model(folder, config | self._special_ids(), tensors, others, max_shard_bytes)
+        backward = {"reads_backward": True} if self.tokenizer and self.tokenizer.backward else {}
+        write_model(folder, config | self._special_ids() | backward, tensors, others, max_shard_bytes, dtype)
 
     def _special_ids(self) -> dict[str, Any]:
         """For config.json: the tokenizer's, where it has them, else those that were read."""
@@ -57,7 +60,7 @@ class Pretrained:
         if self.tokenizer is not None:
             start, end, pad = self.tokenizer.start, self.tokenizer.end, self.tokenizer.pad
             several = isinstance(ids["eos_token_id"], list) and end in ids["eos_token_id"]      # a tokenizer has the first
-            own = {"bos_token_id": start, "eos_token_id": None if several else end, "pad_token_id": pad}
-            ids |= {key: value for key, value in own.items() if value is not None}
+            own = start, None if several else end, pad
+            ids |= {key: value for key, value in zip(SPECIAL_IDS, own) if value is not None}
             ids["bos_token_id"] = end if ids["bos_token_id"] is None else ids["bos_token_id"]       # as GPT-2's
         return ids

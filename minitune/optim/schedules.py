@@ -47,7 +47,7 @@ def slanted_triangular(step: int, steps: int, cut_frac: float = 0.1, ratio: floa
     factor = (1 + p (ratio - 1)) / ratio.
     Source: Howard and Ruder 2018, ULMFiT, equation 3.
     """
-    cut = max(1, floor(steps * cut_frac))
+    cut = max(1, floor(steps * cut_frac + 1e-9))       # 100 steps * 0.29 is 28.999999999999996
     p = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / cut_frac - 1))
     return (1 + max(p, 0.0) * (ratio - 1)) / ratio
 

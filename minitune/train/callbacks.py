@@ -1,10 +1,27 @@
-"""Callbacks that come with minitune: a log of a training for TensorBoard."""
+"""Callbacks that come with minitune: an unfreezing schedule, and a log of a training for TensorBoard."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..tune.unfreezing import Unfreezing
 from .trainer import Callback, Trainer
+
+
+@dataclass(frozen=True)
+class Unfreeze(Callback):
+    """Trains the layer groups that a schedule names at each step: `Trainer(..., callbacks=[Unfreeze(gradual(model, 100))])`.
+
+    Moments stay with their parameters while these are frozen. A training that is resumed goes on in its stage; with another
+    schedule it is refused.
+    """
+
+    schedule: Unfreezing
+
+    def on_step_begin(self, trainer: Trainer) -> None:
+        """Freezes and unfreezes."""
+        self.schedule.apply(trainer.model, trainer.step)
 
 
 class TensorBoard(Callback):

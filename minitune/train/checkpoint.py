@@ -107,14 +107,12 @@ def settings_of(trainer: Trainer) -> dict[str, Any]:
     moving = ("groups", "slots", "lr", "clipping")
     optimizer = {name: value for name, value in vars(trainer.optimizer).items() if name not in moving}
     groups = [[group.rate, group.weight_decay, len(group.parameters)] for group in trainer.optimizer.groups]
-    return {**_plain(trainer.model), "steps": trainer.steps, "lr": trainer.lr, "batch_size": trainer.batch_size,
-            "accumulate": trainer.accumulate, "schedule": names.get(trainer.schedule, "a function"),
-            "clip": repr(trainer.clip),
-            "evaluate_every": trainer.evaluate_every, "keep_best": trainer.keep_best, "patience": trainer.patience,
-            "min_steps": trainer.min_steps,
+    plain = ("steps", "lr", "batch_size", "accumulate", "evaluate_every", "keep_best", "patience", "min_steps")
+    return {**_plain(trainer.model), **{name: getattr(trainer, name) for name in plain}, "clip": repr(trainer.clip),
+            "schedule": names.get(trainer.schedule, "a function"), "ema": trainer.average.decay if trainer.average else None,
             "dtype": str(trainer.model.dtype or next(trainer.model.parameters()).dtype),
-            "ema": trainer.average.decay if trainer.average else None, "optimizer": type(trainer.optimizer).__name__,
-            "optimizer's settings": repr(optimizer), "parameter groups": groups,
+            "optimizer": type(trainer.optimizer).__name__, "optimizer's settings": repr(optimizer), "parameter groups": groups,
+            "callbacks": [repr(callback) for callback in trainer.callbacks if is_dataclass(callback)] or None,
             "training data": _data(trainer.train), "validation data": _data(trainer.valid)}
 
 

@@ -35,7 +35,8 @@ LOOK = 10           # on a GPU, losses are looked at every so many steps: readin
 class Callback:
     """Three events of a training, each of which does nothing unless a subclass says what.
 
-    A training that is resumed makes its callbacks anew: what one remembers must follow from `trainer.step`.
+    A training that is resumed makes its callbacks anew: what one remembers must follow from `trainer.step`. The repr of one
+    that is a dataclass is among the training's settings, which must be the same then; `field(repr=False)` leaves a field out.
     """
 
     def on_step_begin(self, trainer: Trainer) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from zlib import crc32
 
-from ..backend import Array, device_of
+from ..backend import Array
+from ..devices import to_device
 from ..nn import Module
 from ..optim import Optimizer
 
@@ -30,17 +31,13 @@ class Audit:
         """
         self.rows = []
         for name, p in self.model.named_parameters():
-            moved, reached = _sum(p.data) != self.before.get(name), id(p) in self.optimizer.slots
-            if p.requires_grad:
-                state = f"trains, {'received' if reached else 'NO'} gradient, {'moved' if moved else 'did not move'}"
-            else:
-                state = f"frozen, {'MOVED' if moved else 'did not move'}"
-            self.rows.append((name, p.size, state))
+            reached = "received" if id(p) in self.optimizer.slots else "NO"
+            moved = "moved" if _sum(p.data) != self.before.get(name) else "did not move"
+            self.rows.append((name, p.size, f"trains, {reached} gradient, {moved}" if p.requires_grad else f"frozen, {moved}"))
         wrong = {"trains, NO gradient": "receives no gradient: the loss does not depend on it. Freeze it, or mend the model",
-                 "frozen, MOVED": "is frozen and moved all the same. What else writes into it?"}
+                 "frozen, moved": "is frozen and moved all the same. What else writes into it?"}
         for start, sentence in wrong.items():
-            names = [name for name, _, state in self.rows if state.startswith(start)]
-            if names:
+            if names := [name for name, _, state in self.rows if state.startswith(start)]:
                 raise RuntimeError(f"audit: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} {sentence}")
         if not any(state.endswith(", moved") for _, _, state in self.rows):
             raise RuntimeError("audit: two steps moved no parameter at all. Is the learning rate 0?")
@@ -57,8 +54,7 @@ class Audit:
 def require_held(model: Module, optimizer: Optimizer) -> None:
     """Raises ValueError where a parameter trains that the optimizer does not hold: it would never move."""
     held = {id(p) for p in optimizer.parameters()}
-    lost = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    if lost:
+    if lost := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]:
         raise ValueError(f"the optimizer does not hold {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}. "
                          "Make it after tune.apply")
 
@@ -81,5 +77,4 @@ def audit(model: Module, optimizer: Optimizer) -> Audit:
 
 
 def _sum(array: Array) -> int:
-    host = array.get() if device_of(array) == "cuda" else array
-    return crc32(host.tobytes())
+    return crc32(to_device(array, "cpu").tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..nn import Module, Parameter
+from ..nn import Module
 from .patterns import Patterns, backbone_of, inside, match
 
 
@@ -24,8 +24,7 @@ def unfreeze(model: Module, patterns: Patterns = "all") -> list[str]:
 def _set(model: Module, patterns: Patterns, requires_grad: bool, caller: str) -> list[str]:
     parameters = dict(model.named_parameters())
     if patterns != "all":
-        layers = [name for name, _ in model.named_modules() if name]
-        meant = match([*parameters, *layers], patterns, caller)
+        meant = match([*parameters, *(name for name, _ in model.named_modules() if name)], patterns, caller)
         parameters = {name: p for name, p in parameters.items() if inside(name, meant)}
     for parameter in parameters.values():
         parameter.requires_grad = requires_grad
@@ -33,7 +32,7 @@ def _set(model: Module, patterns: Patterns, requires_grad: bool, caller: str) ->
 
 
 def freeze_to(model: Module, n: int) -> list[str]:
-    """Trains the layer groups from number `n` on and freezes those before it; -1 trains the last group only.
+    """Trains the layer groups from number `n` on and freezes all else; -1 trains the last group only.
 
     Returns the names of the groups that train. Raises ValueError where there is no group `n`, with the groups.
     Source: Howard and Ruder 2018, ULMFiT, section 3.3, gradual unfreezing.
@@ -42,18 +41,15 @@ def freeze_to(model: Module, n: int) -> list[str]:
     if not -len(groups) <= n < len(groups):
         table = ", ".join(f"{i} {name}" for i, (name, _) in enumerate(groups))
         raise ValueError(f"freeze_to: there is no layer group {n}; the groups are {table}")
-    start = n % len(groups)
-    tied: set[int] = set()                      # a parameter shared by two groups trains if one of them does
-    for i in reversed(range(len(groups))):
-        for parameter in _parameters(groups[i][1]):
-            parameter.requires_grad = i >= start or id(parameter) in tied
-            if i >= start:
-                tied.add(id(parameter))
-    return [name for name, _ in groups[start:]]
+    train_only(model, groups[n:])
+    return [name for name, _ in groups[n:]]
 
 
-def _parameters(modules: list[Module]) -> list[Parameter]:
-    return [parameter for module in modules for parameter in module.parameters()]
+def train_only(model: Module, groups: list[tuple[str, list]]) -> None:
+    """Trains these layer groups and nothing else; a parameter that a frozen group shares with one of them trains."""
+    trained = {id(p) for _, modules in groups for module in modules for p in module.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad = id(parameter) in trained
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_an_interruption_before_anything_is_written_is_begun_again(table, tmp_pa
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune, "default_base", interrupted)
+    monkeypatch.setattr(finetune, "base_model", interrupted)
     assert run("finetune", table, "--out", tmp_path / "run") == 130
     assert "the same command goes on from there" in capsys.readouterr().err
 

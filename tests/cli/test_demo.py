@@ -11,7 +11,7 @@ from minitune.experiments import Pretraining, Protocol
 
 TINY = Pretraining(vocab_size=400, block_size=16, n_layer=1, n_head=2, n_embd=16, steps=2, batch_size=4, held_out=2)
 MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json")
-PROTOCOL = Protocol(sizes=(8,), seeds=(0,), sweep_at=8, least_steps=2, epochs=0, longest=1,
+PROTOCOL = Protocol(sizes=(8,), seeds=(0,), sweep_at=(8,), least_steps=2, epochs=0, longest=1,
                     rates={"scratch": (1e-3,), "frozen": (1e-2,), "full": (1e-3,), "lora": (1e-2,)})
 
 

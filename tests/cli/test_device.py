@@ -45,23 +45,12 @@ def test_without_a_gpu_a_command_says_so_in_one_line_and_writes_nothing(command,
 @pytest.mark.parametrize("package, given", [("cupy", ("--device", "cuda")), ("ml_dtypes", ("--dtype", "bfloat16"))])
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_what_is_not_there_is_told_before_minutes_of_work(command, package, given, table, tmp_path, monkeypatch, capsys):
-    """Without --base, finetune would first pre-train one."""
     monkeypatch.setitem(sys.modules, package, None)
-    for module, name in ((cli.finetune, "default_base"), (cli.pretrain, "pretrain"), (cli.run_folder, "read_data")):
+    for module, name in ((cli.finetune, "base_model"), (cli.pretrain, "pretrain"), (cli.run_folder, "read_data")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("begun"))
     assert run(command, table, "--out", tmp_path / "out", *given) == 2
     line, = capsys.readouterr().err.splitlines()
     assert "needs" in line and not (tmp_path / "out").exists()
-
-
-def test_the_default_base_is_made_on_the_device(base, table, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(cli.finetune, "default_base", lambda progress, device: made.append(device) or base)
-    with standin_cupy.installed():
-        monkeypatch.setattr(cli.finetune, "begin", lambda options: sys.exit(0))
-        with pytest.raises(SystemExit):
-            run("finetune", table, "--out", tmp_path / "out", "--device", "cuda")
-    assert made == ["cuda"]
 
 
 def test_an_interrupted_run_goes_on_on_the_device_that_is_asked_for_and_in_its_own_dtype(base, table, tmp_path, monkeypatch,

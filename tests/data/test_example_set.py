@@ -1,5 +1,7 @@
 """Examples: what is supervised is what was marked, the end is always learned, and packing changes nothing but speed."""
 
+from copy import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -189,3 +191,12 @@ def test_left_and_right_padding_of_a_batch_do_not_reach_the_loss():
     documents = [[ids.tolist()] for ids in ExampleSet(mixed(), TOKENIZER, 64, pack=False).tokens]
     losses = [model.loss(Batch.causal(documents, side=side))["language_model"][0].item() for side in ("left", "right")]
     np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_prompts_and_chats_are_not_read_backwards():
+    backward = copy(TOKENIZER)
+    backward.backward = True
+    plain = Example.plain("to be")
+    assert encode_examples([plain], backward)[0][0].tolist() == TOKENIZER.frame(TOKENIZER.encode("to be")[::-1])
+    with pytest.raises(ValueError, match="take a tokenizer with backward=False for prompts and chats"):
+        ExampleSet([plain, Example.completion("to be", " or not")], backward, 16)

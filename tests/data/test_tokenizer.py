@@ -5,8 +5,10 @@ import json
 import pickle
 import random
 
+import numpy as np
 import pytest
 
+from minitune.data import ClassificationSet, LanguageModelSet, Split
 from minitune.data.tokenizer import END, PAD, Tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a café, naïve façade"] * 5
@@ -224,3 +226,52 @@ def test_a_tokenizer_for_masked_models_has_a_start_and_a_mask_token():
     assert (masked.end, masked.pad, masked.start, masked.mask) == (0, 1, 2, 3)
     assert masked.frame([9]) == [2, 9, 0] and masked.decode([2, *masked.encode("to be"), 3, 0]) == "to be"
     assert Tokenizer.train(["to be or not to be"] * 9, vocab_size=264).frame([9]) == [9, 0]
+
+
+# ---- Backward --------------------------------------------------------------------------------------------------------
+
+def reading_backward(tokenizer):
+    backward = copy.copy(tokenizer)
+    backward.backward = True
+    return backward
+
+
+def test_a_backward_tokenizer_gives_ids_from_the_last_to_the_first_and_the_text_back(tokenizer):
+    backward, texts = reading_backward(tokenizer), [*TEXTS[:3], "", " ", "e\u0301 👩\u200d🚀", *random_texts(50)]
+    assert backward.encode_batch(texts) == [ids[::-1] for ids in tokenizer.encode_batch(texts)]
+    assert [backward.decode(backward.encode(text)) for text in texts] == texts
+    assert backward.decode(iter(backward.encode("the cat"))) == "the cat"
+    assert backward.decode(backward.frame(backward.encode("the cat"))) == "the cat"
+    assert backward.spell(backward.encode("the cat")) == tokenizer.spell(tokenizer.encode("the cat"))[::-1]
+    assert not tokenizer.backward and tokenizer.encode("the cat") != backward.encode("the cat")
+    assert repr(backward).endswith("backward=True)") and "backward" not in repr(tokenizer)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_a_copy_of_a_backward_tokenizer_reads_backwards(tokenizer, copied):
+    backward = reading_backward(tokenizer)
+    assert copied(backward).encode("the cat sat") == backward.encode("the cat sat")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sets_made_with_a_backward_tokenizer_hold_reversed_documents_in_their_frame(masked):
+    """The start token comes first and the end token last, as a model that reads on expects."""
+    tokenizer, texts = Tokenizer.train(TEXTS, 300, masked=masked), ["the cat sat on the mat", "a dog"]
+    backward = reading_backward(tokenizer)
+    documents = [tokenizer.frame(tokenizer.encode(text)[::-1]) for text in texts]
+    assert documents[0][0] == (tokenizer.start if masked else tokenizer.encode(" mat")[-1])
+    assert documents[0][-1] == tokenizer.end
+    row = LanguageModelSet.from_texts(texts, backward, sum(map(len, documents))).batch(np.array([0]))
+    assert row.ids[0].tolist() == documents[0] + documents[1]
+    assert row.targets[0, : len(documents[0]) - 1].tolist() == documents[0][1:]
+    labelled = ClassificationSet.from_split(Split(texts, np.array([0, 1])), backward, 64)
+    assert [document.tolist() for document in labelled.documents] == documents
+    cut = ClassificationSet.from_split(Split(texts, np.array([0, 1])), backward, 4)     # it has read the text's end
+    kept = 2 if masked else 3
+    assert cut.documents[0].tolist() == tokenizer.frame(tokenizer.encode(texts[0])[::-1][:kept]) and cut.truncated == [0]
+
+
+def test_the_vocabulary_spells_bytes_as_letters(tokenizer):
+    ids = tokenizer.vocabulary
+    assert sorted(ids.values()) == list(range(tokenizer.vocab_size)) and ids[END] == tokenizer.end
+    assert tokenizer.encode(" ") == [ids["Ġ"]] and tokenizer.spell([ids["Ġ"]]) == [" "]

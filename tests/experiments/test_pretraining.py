@@ -7,7 +7,7 @@ from math import exp
 import pytest
 
 from minitune.data import Dataset, Split
-from minitune.experiments import default_base, pretrain, pretraining
+from minitune.experiments import pretrain, pretraining
 from minitune.models import from_pretrained
 from minitune.train import Trainer
 
@@ -27,16 +27,6 @@ def interrupt_at(monkeypatch, step):
 
 def contents(folder):
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def test_the_lock_of_the_default_base_bears_its_whole_name(tmp_path, monkeypatch):
-    """Python 3.11.7 and 3.11.8 bring texts of their own: they make two bases, and neither waits for the other."""
-    monkeypatch.setattr(pretraining, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(pretraining, "python_version", lambda: "3.11.7")
-    monkeypatch.setattr(pretraining, "pretrain", lambda dataset, folder, *rest: folder.mkdir())
-    folder = default_base(progress=False)
-    assert folder.name.endswith("-python-3.11.7")
-    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == [folder.name + ".lock"]
 
 
 @pytest.fixture
@@ -147,13 +137,3 @@ def test_too_little_text_is_told(texts, message, tmp_path):
 def test_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pretrain: expected texts, got the images of dots"):
         pretrain(Dataset("dots", ("a", "b"), {}, "", kind="images"), tmp_path, TINY, progress=False)
-
-
-def test_the_default_base_is_made_once_in_the_users_cache(toy, tmp_path, monkeypatch):
-    loads = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(pretraining, "load", lambda name: loads.append(name) or toy)
-    monkeypatch.setattr(pretraining, "BASE", TINY)
-    folder = default_base(progress=False)
-    assert folder.parent == tmp_path / "minitune" and from_pretrained(folder).tokenizer is not None
-    assert default_base(progress=False) == folder and loads == ["pydocs"]

@@ -7,17 +7,19 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from minitune import tune
 from minitune.data import Tokenizer
 from minitune.experiments import Protocol, pretrain, sample_efficiency
+from minitune.experiments.recipe import plain
 from minitune.experiments.runner import read_lines
 from minitune.experiments.sample_efficiency import METHODS, make_task, run_one
 from minitune.models import BERT, BERTConfig, MaskedLanguageModel, from_pretrained
 
 from .conftest import TINY
 
-PROTOCOL = Protocol(sizes=(4, 8), scratch_sizes=(16,), seeds=(0, 1), sweep_at=4, least_steps=4, epochs=1, batch_size=4,
+PROTOCOL = Protocol(sizes=(4, 8), scratch_sizes=(16,), seeds=(0, 1), sweep_at=(4,), least_steps=4, epochs=1, batch_size=4,
                     longest=2, rates={"scratch": (1e-2, 3e-2), "frozen": (1e-2,), "full": (1e-2,), "lora": (1e-2,)})
 MODULE = sys.modules["minitune.experiments.sample_efficiency"]      # the package's attribute of this name is the function
 COLUMNS = {"method", "labels", "seed", "error", "trainable_parameters", "total_parameters", "seconds", "peak_memory_mb"}
@@ -141,7 +143,7 @@ def test_a_bert_under_a_masked_language_model_is_tuned_as_one_that_sees_both_sid
 
 def test_a_backbone_in_shards_is_known_by_all_of_them_and_one_in_a_file_by_that_file(toy, backbone, tmp_path):
     def known_as(folder):
-        return MODULE._common(toy, folder)["backbone"]
+        return MODULE._common(toy, folder, {"full": plain(tune.FullConfig())})["full"]["backbone"]
 
     assert known_as(backbone) == sha256((backbone / "model.safetensors").read_bytes()).hexdigest()[:8]
     from_pretrained(backbone).save_pretrained(tmp_path / "shards", max_shard_bytes=10_000)
@@ -152,7 +154,7 @@ def test_a_backbone_in_shards_is_known_by_all_of_them_and_one_in_a_file_by_that_
     results = sample_efficiency(toy, tmp_path / "shards", tmp_path / "out", protocol, {"full": tune.FullConfig()},
                                 baseline=False, progress=False)
     assert [row["backbone"] for row in results.rows] == [before]
-    shards[-1].write_bytes(shards[-1].read_bytes() + b" ")
+    save_file({name: array + 1 for name, array in load_file(shards[-1]).items()}, shards[-1])
     assert known_as(tmp_path / "shards") != before
 
 
@@ -166,7 +168,8 @@ def test_a_run_is_not_charged_for_what_is_loaded_once(toy, backbone, monkeypatch
             steps.append((tracemalloc.is_tracing(), batches[0].ids.shape[0]))
             return super().train_step(batches, rate)
 
-    monkeypatch.setattr(MODULE, "Trainer", Counted)
+    for module in (MODULE, sys.modules["minitune.experiments.recipe"]):
+        monkeypatch.setattr(module, "Trainer", Counted)
     for _ in range(2):
         run_one(task, {"method": "lora", "labels": 4, "seed": 0, "rate": 1e-2})
     assert steps == [(False, 1), *[(True, 4)] * 8]

@@ -9,7 +9,7 @@ from minitune.experiments.statistics import Bootstrap, interval, labels_needed
 def test_the_interval_covers_the_binomial_one_for_one_seed():
     wrong = np.zeros((1, 400))
     wrong[0, :100] = 1
-    low, high = interval(Bootstrap(1, 400).errors(wrong))
+    low, high = interval(Bootstrap(400).errors(wrong))
     spread = 1.96 * np.sqrt(0.25 * 0.75 / 400)
     assert (low, high) == (pytest.approx(0.25 - spread, abs=0.01), pytest.approx(0.25 + spread, abs=0.01))
 
@@ -18,7 +18,7 @@ def test_differences_are_paired_over_texts():
     random = np.random.default_rng(0)
     hard = random.random((3, 500)) < 0.4
     easier = hard & (random.random((3, 500)) < 0.8)          # wrong only where the other is
-    bootstrap = Bootstrap(3, 500)
+    bootstrap = Bootstrap(500)
     paired = interval(bootstrap.errors(hard) - bootstrap.errors(easier))
     alone = [interval(bootstrap.errors(wrong)) for wrong in (hard, easier)]
     assert paired[0] > 0                                     # the difference is told apart though
@@ -27,14 +27,14 @@ def test_differences_are_paired_over_texts():
 
 def test_equal_methods_differ_by_exactly_nothing():
     wrong = np.random.default_rng(0).random((3, 50)) < 0.5
-    bootstrap = Bootstrap(3, 50)
+    bootstrap = Bootstrap(50)
     assert interval(bootstrap.errors(wrong) - bootstrap.errors(wrong)) == (0, 0)
 
 
 def test_seeds_add_spread():
     wrong = np.zeros((2, 100))
     wrong[1] = 1                                             # one seed all right, one all wrong
-    assert interval(Bootstrap(2, 100).errors(wrong)) == pytest.approx((0, 1))
+    assert interval(Bootstrap(100).errors(wrong)) == pytest.approx((0, 1))
 
 
 @pytest.mark.parametrize("error, needed", [

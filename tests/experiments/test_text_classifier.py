@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from own_data import ship
 
 from minitune.data import ClassificationSet
 from minitune.experiments import TextClassifier, finetune
@@ -138,22 +139,17 @@ def test_a_quantity_is_no_class(new, texts):
         new().fit(texts, np.arange(len(texts)) / 4)
 
 
-def test_without_a_base_the_default_one_is_taken_and_made_only_then(backbone, texts, words, monkeypatch):
-    made = []
-    monkeypatch.setattr(MODULE, "default_base", lambda: made.append(1) or backbone)
-    model = TextClassifier(epochs=1)
-    with pytest.raises(ValueError, match="at least two classes"):
-        model.fit(texts, ["sea"] * 40)
-    assert not made
-    model.fit(texts, words)
-    assert made == [1]
+def test_without_a_base_the_one_that_comes_with_the_package_is_taken(new, backbone, texts, words, tmp_path, monkeypatch):
+    ship(backbone, tmp_path, monkeypatch)
+    with_default = TextClassifier(epochs=1, batch_size=8).fit(texts, words)
+    assert np.array_equal(with_default.predict_proba(texts), new(epochs=1).fit(texts, words).predict_proba(texts))
 
 
 def test_settings_are_read_and_changed_by_name():
     model = TextClassifier(epochs=3)
     assert model.set_params(lr=0.1, pooling="last") is model and (model.lr, model.pooling) == (0.1, "last")
-    assert model.get_params() == {"base": None, "method": "full", "epochs": 3, "lr": 0.1, "batch_size": 16, "pooling": "last",
-                                  "valid": 0.1, "seed": 0, "progress": False}
+    assert model.get_params() == {"base": "minitune-base", "method": "full", "epochs": 3, "lr": 0.1, "batch_size": 16,
+                                  "pooling": "last", "valid": 0.1, "seed": 0, "progress": False}
     assert repr(model) == "TextClassifier(epochs=3, lr=0.1, pooling='last')" and repr(TextClassifier()) == "TextClassifier()"
     with pytest.raises(ValueError, match=r"no settings \['depth', 'width'\]; there are base, method, epochs"):
         model.set_params(width=3, epochs=9, depth=4)

@@ -1,13 +1,15 @@
-"""Classifier: poolings against plain NumPy, row by row, and errors for labels and poolings that make no classifier."""
+"""Classifier: poolings against plain NumPy, row by row and over the chunks of a long text, and errors for labels and
+poolings that make no classifier."""
 
 import numpy as np
 import pytest
 
 import minitune as mt
 from minitune import models
-from minitune.data import Batch, ClassificationSet, LanguageModelSet
+from minitune.data import Batch, ClassificationSet, LanguageModelSet, LongTextSet
 from minitune.models.head import POOLINGS
 from minitune.tensor import Tensor
+from minitune.train import Trainer, evaluate, predict, predict_proba
 
 ROWS, LABELS = [[3, 1, 4, 1, 5], [9, 2, 6], [5]], [2, 0, 1]
 
@@ -130,3 +132,120 @@ def test_a_set_with_labels_or_tokens_that_the_model_has_not_is_told_before_train
         model.check(ClassificationSet([[1, 20], [3]], [0, 1], 8))
     with pytest.raises(ValueError, match="the set holds 20"):
         model.backbone.check(LanguageModelSet([[1, 2, 20, 4, 5, 6, 7, 8]], 4))
+
+
+# ---- Long texts ----------------------------------------------------------------------------------------------------
+
+def long_texts(causal=True, count=6, block_size=4):
+    """Texts of 1 to 15 tokens in chunks of 4, labels 0 and 1."""
+    draw = np.random.default_rng(1)
+    documents = [draw.integers(1, 20, length).tolist() for length in [15, 1, 4, 9, 12, 7, *draw.integers(1, 16, count)][:count]]
+    return LongTextSet(documents, np.arange(count) % 2, block_size, causal)
+
+
+def long_text_classifier(kind="gpt", pooling=None, dtype=None):
+    mt.seed(0)
+    backbone = {"gpt": lambda: models.GPT(models.GPTConfig(20, 4, 1, 2, 6)),
+                "bert": lambda: models.BERT(models.BERTConfig(20, 4, 1, 2, 6)),
+                "awd_lstm": lambda: models.AWDLSTM(models.AWDLSTMConfig(20, 4, 6, 8, 2))}[kind]()
+    return models.Classifier(backbone, ["no", "yes"], pooling).to(dtype=dtype).eval()
+
+
+@pytest.mark.parametrize("kind, pooling", [*(("gpt", pooling) for pooling in POOLINGS), ("bert", "cls"), ("bert", "mean"),
+                                           ("awd_lstm", "concat")])
+def test_the_logits_of_a_text_are_those_of_all_its_chunks_features_pooled(kind, pooling):
+    """By hand: each chunk is read alone, its features stand end to end, and NumPy pools them. float64, 1e-12 of rounding."""
+    model = long_text_classifier(kind, pooling, "float64")
+    dataset = long_texts(model.causal)
+    batch = dataset.batch(np.arange(6))
+    logits = model(batch).numpy()
+    for i, document in enumerate(dataset.documents):
+        chunks = [model.features(model.batch_of(document[start : start + 4][None])).numpy()[0]
+                  for start in range(0, len(document), 4)]
+        tokens = np.concatenate(chunks)                                                 # (tokens of this text, C)
+        if pooling == "cls":
+            pooled = model.backbone.pool(Tensor(tokens[None])).numpy()[0]
+        else:
+            pooled = EXPLICIT[pooling](tokens)
+        bias = 0 if model.head.bias is None else model.head.bias.data
+        np.testing.assert_allclose(logits[i], model.head.weight.data @ pooled + bias, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind, pooling", [*(("gpt", pooling) for pooling in POOLINGS), ("bert", "cls"),
+                                           ("awd_lstm", "concat")])
+def test_which_texts_stand_in_a_batch_changes_nothing(kind, pooling):
+    """Alone a short text has no missing chunk, beside the longest it has three. float64, 1e-12 of rounding."""
+    model = long_text_classifier(kind, pooling, "float64")
+    dataset = long_texts(model.causal)
+    together, alone = model(dataset.batch(np.arange(6))), [model(dataset.batch(np.array([i]))) for i in range(6)]
+    np.testing.assert_allclose(together.numpy(), np.concatenate([one.numpy() for one in alone]), rtol=1e-12, atol=1e-12)
+    loss = model.loss(dataset.batch(np.arange(6)))["classification"]
+    parts = [model.loss(dataset.batch(np.array([i])))["classification"] for i in range(6)]
+    np.testing.assert_allclose(loss[0].item(), sum(part.item() for part, _, _ in parts), rtol=1e-12)
+    assert (loss[1], model.counts(dataset.batch(np.arange(6)))) == (6, {"classification": 6})
+
+
+def test_a_set_of_short_texts_gives_the_bits_that_a_classification_set_gives():
+    model = long_text_classifier(pooling="concat")
+    long, plain = (kind(ROWS[1:], [0, 1], 4).batch(np.arange(2)) for kind in (LongTextSet, ClassificationSet))
+    assert model(long).numpy().tobytes() == model(plain).numpy().tobytes()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_gradients_reach_every_chunk_that_a_pooling_reads(pooling):
+    model, dataset = long_text_classifier(pooling=pooling, dtype="float64"), long_texts()
+    batch = dataset.batch(np.array([0, 3]))                                             # 4 chunks, and 3 of 4
+    x = np.random.default_rng(0).standard_normal((8, 4, 6))
+    mt.gradcheck(lambda x: model.logits(x, batch), x)
+    leaf = Tensor(x, requires_grad=True)
+    (model.logits(leaf, batch) * Tensor(np.array([[1.0, 0.5], [-1.0, 2.0]]))).sum().backward()
+    assert not leaf.grad[~batch.valid].any()
+    reached = leaf.grad.any((1, 2)).tolist()
+    one = {"first": [0, 4], "last": [3, 6]}
+    if pooling in one:
+        assert reached == [row in one[pooling] for row in range(8)]
+    elif pooling != "max":                      # which takes what is largest, wherever that stands
+        assert reached == [True] * 7 + [False]
+
+
+def test_the_weights_of_a_backbone_learn_from_every_chunk():
+    """The embedding of a token that stands in the third chunk alone gets a gradient."""
+    model = long_text_classifier(pooling="mean")
+    model.loss(LongTextSet([[1, 2, 3, 4, 5, 6, 7, 8, 19]], [1], 4).batch(np.array([0])))["classification"][0].backward()
+    assert model.backbone.token_embedding.weight.grad[19].any()
+
+
+@pytest.mark.parametrize("kind", ["gpt", "bert", "awd_lstm"])
+def test_long_texts_are_trained_on_evaluated_and_predicted(kind):
+    """Evaluation sorts by length: its batches differ from those of a text alone, its answers by rounding, 1e-5, alone."""
+    model, dataset = long_text_classifier(kind), long_texts(kind != "bert", 30)
+    before = evaluate(model, dataset, 4)["loss"]
+    Trainer(model, dataset, dataset, steps=60, lr=2e-2, batch_size=10, accumulate=3, progress=False).fit()
+    measured, probabilities = evaluate(model, dataset, 4), predict_proba(model, dataset, 7)
+    assert measured["loss"] < 0.8 * before and probabilities.shape == (30, 2)
+    alone = np.concatenate([model.probabilities(model(dataset.batch(np.array([i]))).numpy()) for i in range(30)])
+    np.testing.assert_allclose(probabilities, alone, atol=1e-5)
+    assert (predict(model, dataset) == alone.argmax(1)).all()
+    np.testing.assert_allclose(measured["error"], (alone.argmax(1) != dataset.labels).mean(), rtol=1e-12)
+    np.testing.assert_allclose(measured["loss"], -np.log(alone[np.arange(30), dataset.labels]).mean(), rtol=1e-4)
+
+
+def test_evaluation_reads_texts_of_like_length_together(monkeypatch):
+    dataset, counts = long_texts(count=30), []
+    batch = dataset.batch
+    monkeypatch.setattr(dataset, "batch", lambda rows: counts.append(batch(rows).chunks) or batch(rows))
+    evaluate(long_text_classifier(), dataset, 6)
+    assert counts == sorted(counts) and counts[0] < 4 == counts[-1]
+
+
+def test_chunks_go_with_a_batch_to_a_device_and_back(monkeypatch):
+    """Arrays stay on the CPU here, where `moved` is told that they lie on another device."""
+    from minitune import devices
+
+    batch = long_texts().batch(np.array([0, 1]))
+    monkeypatch.setattr(devices, "to_device", lambda array, device: array)
+    monkeypatch.setattr(devices, "device_of", lambda array: "cpu" if array.dtype == int else "cuda")
+    moved = batch.to("cuda")
+    assert moved is not batch and moved.ids.dtype == np.int32 and moved.on_host is batch
+    assert moved.chunks == moved.on_host.chunks == 4 and moved.to("cpu") is batch and batch.on_host is batch
+    assert Batch.of_ids(np.ones((1, 2), int)).chunks == 1

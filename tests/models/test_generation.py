@@ -367,6 +367,43 @@ def test_a_tokenizer_that_joins_words_by_spaces_keeps_them():
     assert list(Scripted([1, 2, 0], tokenizer).stream("", 3, temperature=0)) == ["be", " or", " to"]
 
 
+def reading_backward(tokenizer):
+    backward = copy(tokenizer)
+    backward.backward = True
+    return backward
+
+
+def test_a_model_that_reads_backwards_writes_what_comes_before_in_reading_order():
+    backward = reading_backward(BYTES)
+    script = backward.encode(TEXT)
+    assert said(script, backward) == [TEXT] and script == BYTES.encode(TEXT)[::-1]      # nothing is known to come first before
+    assert said(script, backward, n=9) == [TEXT[-9:]]
+    half = backward.encode("☕ab")[:4]           # two of the three bytes of a character
+    assert said(half, backward) == [BYTES.decode(half[::-1])]
+    assert said(backward.encode("no, to be"), backward, stop=("no", ", ")) == ["to be"]
+    assert said(backward.encode("no, to be"), backward, stop="x") == ["no, to be"]
+    model = Scripted(backward.encode("one. two. three"), backward)
+    assert model.generate("a", 16, temperature=0, stop=".") == " three" and model.step == 7
+
+
+def test_a_list_of_texts_before_is_that_of_each_alone():
+    model = with_bytes(7)
+    model.tokenizer = reading_backward(BYTES)
+    prompts = ["to be", "", "☕"]
+    texts = [model.generate(prompt, 20, temperature=0) for prompt in prompts]
+    assert model.generate(prompts, 20, temperature=0) == texts
+    (ids,) = model.generate_ids([BYTES.encode("to be")[::-1]], 20, temperature=0, end=BYTES.end, banned=[BYTES.pad])
+    assert texts[0] == BYTES.decode(ids[::-1])
+
+
+def test_words_joined_by_spaces_keep_them_where_they_are_written_backwards():
+    rules = tokenizers.Tokenizer(tokenizers.models.WordLevel({"▁to": 0, "▁be": 1, "▁or": 2, END: 3}, "▁or"))
+    rules.pre_tokenizer, rules.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    rules.add_special_tokens([END])
+    tokenizer = reading_backward(Tokenizer(rules))
+    assert Scripted([1, 2], tokenizer).generate("to", 2, temperature=0) == "or be "
+
+
 def test_no_token_is_made_after_a_stop_text():
     model = Scripted(BYTES.encode("one. two. three."))
     assert model.generate("a", 16, temperature=0, stop=".") == "one" and model.step == 4

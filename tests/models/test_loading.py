@@ -121,3 +121,51 @@ def test_a_tokenizer_beside_images_is_left_alone(tmp_path):
     models.CNN(models.CNNConfig(8, widths=(4,))).save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert models.from_pretrained(tmp_path).tokenizer is None
+
+
+# ---- Reading backwards -----------------------------------------------------------------------------------------------
+
+def reading_backward(model):
+    model.tokenizer = Tokenizer.train(["low lower lowest"] * 10, vocab_size=265, masked=isinstance(model, models.BERT))
+    model.tokenizer.backward = True
+    return model
+
+
+@pytest.mark.parametrize("make", [
+    lambda: models.GPT(models.GPTConfig(265, 8, 1, 1, 8)), lambda: models.Llama(models.LlamaConfig(265, 8, 1, 1, 8)),
+    lambda: models.BERT(models.BERTConfig(265, 8, 1, 1, 8)),
+    lambda: models.AWDLSTM(models.AWDLSTMConfig(265, n_embd=8, n_hidden=8, n_layer=1))])
+@pytest.mark.parametrize("head", [False, True])
+def test_a_folder_keeps_that_its_model_reads_backwards(make, head, tmp_path):
+    model = reading_backward(make())
+    if head:
+        model = models.Classifier(model, ["no", "yes"])
+    for _ in range(2):                          # what was read is written again
+        model.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["reads_backward"] is True
+        model = models.from_pretrained(tmp_path)
+        assert model.tokenizer.backward
+    ids = model.tokenizer.encode("lowest low")
+    model.tokenizer.backward = False
+    assert ids == model.tokenizer.encode("lowest low")[::-1] != ids[::-1]
+    model.save_pretrained(tmp_path)
+    assert "reads_backward" not in json.loads((tmp_path / "config.json").read_text())
+    assert not models.from_pretrained(tmp_path).tokenizer.backward
+
+
+def test_a_folder_that_does_not_say_reads_forward_and_one_that_says_something_else_is_refused(tmp_path):
+    assert "reads_backward" not in json.loads((written(tmp_path, LLAMA2, {}) / "config.json").read_text())
+    assert not models.from_pretrained(tmp_path).tokenizer.backward
+    assert not models.from_pretrained(written(tmp_path, LLAMA2, {"reads_backward": False})).tokenizer.backward
+    for odd in ("yes", 1, None):
+        with pytest.raises(ValueError, match="reads_backward must be true or false, got"):
+            models.from_pretrained(written(tmp_path, LLAMA2, {"reads_backward": odd}))
+
+
+def test_ids_that_a_backward_model_writes_decode_in_reading_order():
+    """Each new token stands before all that were there: the new ids are a text of their own, from its last token on."""
+    model = reading_backward(models.GPT(models.GPTConfig(265, 8, 1, 1, 8)))
+    tokenizer = model.tokenizer
+    banned = [i for i, text in enumerate(tokenizer.spell(range(265))) if i in tokenizer.special or "\ufffd" in text]
+    (new,) = model.generate_ids([tokenizer.encode("lowest")], 6, banned=banned)
+    assert len(set(new)) > 1 and tokenizer.decode(new) == "".join(tokenizer.spell(new)[::-1])

@@ -6,7 +6,7 @@ import pytest
 from minitune import Tensor, models, nn, tune
 from minitune.data import ClassificationSet
 from minitune.optim import SGD, AdamW
-from minitune.train import Trainer
+from minitune.train import Trainer, Unfreeze
 
 EIGHT = ClassificationSet([[1, 2, 3]] * 8, [0, 1] * 4, 8)
 
@@ -56,6 +56,30 @@ def test_a_layer_that_trains_and_is_not_reached_stops_the_training_after_two_ste
     model = Unused()
     tune.freeze(model, "spare")
     assert len(Trainer(model, EIGHT, steps=3, lr=1e-2, progress=False).fit()) == 3
+
+
+class TwoGroups(Unused):
+    def layer_groups(self):
+        return [("spare", [self.spare]), ("used", [self.used])]
+
+
+def test_each_stage_of_an_unfreezing_schedule_is_audited_when_it_begins():
+    """What is unfrozen at step 6 and is not reached stops the training two steps later."""
+    model = TwoGroups()
+    trainer = Trainer(model, EIGHT, steps=50, lr=1e-2, callbacks=[Unfreeze(tune.gradual(model, 6))], progress=False)
+    with pytest.raises(RuntimeError, match=r"audit: spare\.weight, spare\.bias receives no gradient"):
+        trainer.fit()
+    assert trainer.step == 8
+
+
+def test_a_schedule_that_unfreezes_what_the_optimizer_does_not_hold_is_refused_at_that_step():
+    model = classifier()
+    tune.freeze_to(model, -1)
+    trainer = Trainer(model, EIGHT, steps=50, lr=1e-2, optimizer=SGD(model.head, lr=0.1), progress=False,
+                      callbacks=[Unfreeze(tune.gradual(model, 4))])
+    with pytest.raises(ValueError, match=r"does not hold backbone\.blocks\.1"):
+        trainer.fit()
+    assert trainer.step == 4
 
 
 def test_a_rate_that_begins_at_0_only_puts_the_audit_off():

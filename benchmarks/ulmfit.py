@@ -60,7 +60,8 @@ def small(name: str) -> Protocol:
     """The grid for two cores."""
     sizes, scratch_sizes = SIZES[name]
     return Protocol(sizes=sizes, scratch_sizes=scratch_sizes, seeds=(0, 1, 2, 3, 4), fewer_seeds=((200, 3), (1000, 1)),
-                    sweep_at=(500,), block_size=256, most_steps=1500, evaluations=5, patience=5, rates=RATES)
+                    sweep_at=(500,), block_size=256, epochs=6, most_steps=800, evaluations=4, patience=3, trace_memory=False,
+                    rates=RATES)
 
 
 if __name__ == "__main__":

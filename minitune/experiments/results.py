@@ -124,13 +124,14 @@ class Results:
 
     def table(self) -> str:
         """Test error in percent with its interval, for every method and label count; and what each method costs."""
-        head = ["method", *(f"{n:,} labels" for n in self.all_sizes), "trained", "of", "seconds", "peak MB"]
+        measured = {"seconds": "seconds"} | ({"peak_memory_mb": "peak MB"} if "peak_memory_mb" in self.rows[0] else {})
+        head = ["method", *(f"{n:,} labels" for n in self.all_sizes), "trained", "of", *measured.values()]
         lines = [head]
         for name in self.methods:
             cells = [_percent(self.error(name, n)) if (name, n) in self._have else "" for n in self.all_sizes]
             last = self.sizes[-1]
             costs = [f"{self.mean(column, name, last):,.0f}" for column in ("trainable_parameters", "total_parameters")]
-            costs += [f"{self.mean(column, name, last):,.1f}" for column in ("seconds", "peak_memory_mb")]
+            costs += [f"{self.mean(column, name, last):,.1f}" for column in measured]
             lines.append([name, *cells, *costs])
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         rows = ["  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths)))

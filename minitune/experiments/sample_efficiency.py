@@ -54,7 +54,8 @@ class Protocol:
     label counts for scratch and the plain baseline alone, to see how many labels it takes them. `sweep_at` are the label
     counts at which rates are chosen, each for the counts that are nearest; none: for each count anew. `fewer_seeds`, pairs
     (labels, seeds), give label counts above so many only the first so many of the seeds. `block_size`, tokens, cuts texts
-    shorter than the model must.
+    shorter than the model must. `trace_memory` measures each run's peak memory, which takes from a tenth of its time to, where
+    steps are tiny, half of it.
     """
 
     sizes: tuple[int, ...] = (16, 64, 256)
@@ -73,6 +74,7 @@ class Protocol:
     patience: int = 4
     batch_size: int = 16
     pooling: str = "mean"
+    trace_memory: bool = True
 
     def sizes_of(self, method: str) -> tuple[int, ...]:
         """The label counts that a method is run with."""
@@ -104,12 +106,15 @@ class Task:
     splits: dict[str, Split]                # train, valid and test
     methods: Mapping[str, Recipe]
     protocol: Protocol
+    device: str = "cpu"
+    dtype: str | None = None
     language_models: Mapping[str, str] = field(default_factory=dict)       # {method: folder}, of those tuned for all its runs
 
 
 def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, protocol: Protocol | None = None,
                       methods: Mapping[str, Method | Recipe] | None = None, baseline: bool = True, workers: int = 1,
-                      progress: bool = True, executor: Executor | None = None) -> Results:
+                      progress: bool = True, executor: Executor | None = None, device: str = "cpu",
+                      dtype: str | None = None) -> Results:
     """Trains every method on every label count with every seed and returns the results, written to `out` as they come.
 
     `backbone` is the folder of a pre-trained model of texts with its tokenizer; "scratch" starts from new weights of the same
@@ -117,13 +122,14 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     that a recipe tunes on unlabelled texts is tuned once, before all runs, in this process. sweep.jsonl holds the runs that
     chose the rates, results.jsonl the others, a line a run. Called again it goes on where it stopped.
     Runs go side by side in the processes of `executor`, any of `concurrent.futures`' kind, or else in `workers` processes of
-    their own: call it under `if __name__ == "__main__":`.
+    their own: call it under `if __name__ == "__main__":`. `device` and `dtype` are those of `Module.to`, and no part of a line.
     Raises ValueError for a method without rates, a backbone without tokenizer, or more labels than the set has.
     """
     protocol, recipes = protocol or Protocol(), as_recipes(methods or METHODS)
     names = [*recipes, BASELINE] if baseline else list(recipes)
     check(dataset, protocol, names)
     task, common = make_task(dataset, backbone, recipes, protocol), _common(dataset, backbone, recipes)
+    task = replace(task, device=device, dtype=dtype)
     sweep_specs = _sweep_specs(protocol, recipes, common)
     final_specs = _final_specs(protocol, recipes, names, {}, common)        # here only to be counted: rates come from the sweep
     with tqdm(total=len(sweep_specs) + len(final_specs), unit="run", disable=not progress) as bar:
@@ -286,20 +292,21 @@ def encode(split: Split, model: Any, protocol: Protocol) -> ClassificationSet:
 
 
 def run_one(task: Task, spec: dict[str, Any]) -> dict[str, Any]:
-    """One run: trains on the spec's label subset and measures. A sweep's run never touches the test set.
-
-    `seconds` is measured while memory is traced, which takes about a tenth of them.
-    """
+    """One run: trains on the spec's label subset and measures. A sweep's run never touches the test set."""
     _load_everything(task, spec["method"])
     rows = nested_subsets(task.train.labels, [spec["labels"]], spec["seed"])[spec["labels"]]
+    work, start = _run_baseline if spec["method"] == BASELINE else _run_model, perf_counter()
+    result = _with_peak_memory(work, task, spec, rows) if task.protocol.trace_memory else work(task, spec, rows)
+    return result | {"seconds": round(perf_counter() - start, 3)}
+
+
+def _with_peak_memory(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     tracemalloc.start()
-    start = perf_counter()
     try:
-        result = (_run_baseline if spec["method"] == BASELINE else _run_model)(task, spec, rows)
+        result = work(*arguments)
+        return result | {"peak_memory_mb": round(tracemalloc.get_traced_memory()[1] / 2**20, 2)}
     finally:
-        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    return result | {"seconds": round(perf_counter() - start, 3), "peak_memory_mb": round(peak / 2**20, 2)}
 
 
 _loaded: set[tuple[str, str]] = set()           # (folder, method) of the runs that this process has made ready
@@ -348,14 +355,14 @@ def _language_model(task: Task, recipe: Recipe) -> Any:
     pretrained = backbone_of(stored)
     model = pretrained if recipe.pretrained else type(pretrained)(pretrained.config)
     model.tokenizer = stored.tokenizer
-    return model
+    return model.to(task.device, task.dtype)
 
 
 def _model(task: Task, method: str, rows: np.ndarray) -> Classifier:
     """The classifier of a method, prepared; its language model tuned on the texts of `rows` where the recipe says so."""
     recipe = task.methods[method]
     tuned = task.language_models.get(method)
-    backbone = from_pretrained(tuned) if tuned else _language_model(task, recipe)
+    backbone = from_pretrained(tuned).to(task.device, task.dtype) if tuned else _language_model(task, recipe)
     if recipe.language_model and recipe.language_model.texts == "labelled":
         tune_language_model(backbone, task.splits["train"].subset(rows).texts, recipe.language_model)
     return recipe.classifier(backbone, task.labels, task.protocol.pooling)

@@ -100,7 +100,7 @@ def ship(gpt: GPT, count: int, run: Path, folder: Path, image: Path) -> None:
     gpt.save_pretrained(folder, dtype="float16")
     history = read_lines(run / "history.jsonl")
     record = json.loads((run / "pretraining.json").read_text(encoding="utf-8"))
-    record |= {"training_seconds": round(training_seconds(history, record)), "history": history,
+    record |= {"training_seconds": round(training_seconds(history, record), 3), "history": history,
                "measured": measure(mt.models.from_pretrained(folder)), "machine": machine()}
     write_text(folder / "pretraining.json", json.dumps(record, indent=1) + "\n")
     write_text(folder / "README.md", card(record, count))
@@ -141,7 +141,6 @@ def perplexities(gpt: GPT, text: str, more_words: int = 0) -> dict[str, Any]:
 
 def card(record: dict[str, Any], count: int) -> str:
     """The model card, README.md of the folder."""
-    held_out = " and ".join(f"{author} ({', '.join(titles)})" for author, titles in HELD_OUT.items())
     made, threads = record["machine"], record["machine"]["threads_set"].get("OPENBLAS_NUM_THREADS", "all")
     read, hours = record["tokens_read"], record["training_seconds"] / 3600
     facts = {"model": f"GPT in GPT-2's form: {record['n_layer']} layers, {record['n_head']} heads, {record['n_embd']} channels",
@@ -157,10 +156,10 @@ def card(record: dict[str, Any], count: int) -> str:
              "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()
                                    if name in ("minitune", "numpy", "numba")) + f", Python {made['python']}",
              "command": f"`MINITUNE_DATA=... {made['command']}`"}
-    parts = {"facts": [f"| {name} | {value} |" for name, value in facts.items()], "curve": table(record["history"], CURVE),
+    parts = {"held_out": [f"- {author}: {', '.join(titles)}" for author, titles in HELD_OUT.items()],
+             "facts": [f"| {name} | {value} |" for name, value in facts.items()], "curve": table(record["history"], CURVE),
              "measured": table(record["measured"], MEASURED)}
-    return CARD.format(held_out=held_out, block_size=record["block_size"],
-                       **{name: "\n".join(lines) for name, lines in parts.items()})
+    return CARD.format(block_size=record["block_size"], **{name: "\n".join(lines) for name, lines in parts.items()})
 
 
 CARD = """# minitune-base
@@ -185,15 +184,18 @@ On the command line `minitune finetune DATA` starts from it, and `minitune gener
 ## Data
 
 English prose of Project Gutenberg, in the public domain in the USA: novels, stories, essays, letters, history, most of it from
-the 18th to the early 20th century. Left out are all books of two authors, so that fine-tuning to a style can be measured on
-texts that the model has not seen: {held_out}. No web page, no news, no film review and no text of a benchmark was read.
+the 18th to the early 20th century. No web page, no news, no film review and no text of a benchmark was read. Left out are the
+books of two authors, so that fine-tuning to a style can be measured on texts that the model has not seen:
+
+{held_out}
 
 Cleaning: the lines of a paragraph are joined, curly quotation marks made straight, marks of italics and pictures taken away.
 Producers' credits and tables of contents are still there.
 
 ## Loss
 
-Nats a token. Validation is the middle of each of four other books; the weights that did best on it are kept.
+Nats a token. Validation is the middle of each of four other books, one of them by Conrad; the weights that did best on it
+are kept.
 
 {curve}
 

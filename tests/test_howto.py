@@ -163,7 +163,7 @@ FAULTS = {
         ("finetune more.csv --out runs/reviews",),
         ("evaluate runs/reviews other.csv", "other.csv", "text,label\ngood,yes\nbad,no\n")],
     "howto_chat_and_masks": [
-        ("finetune chat.jsonl --base runs/base --method frozen --out runs/frozen",),
+        ("finetune chat.jsonl --method frozen --out runs/frozen",),
         ("predict runs/chat Wednesday?",),
         *(("data chat.jsonl", "chat.jsonl", content) for content in (
             chats(QUESTION, before=6),

@@ -8,12 +8,14 @@ import pytest
 ROOT = Path(__file__).parent.parent / "minitune"
 CORE = ["backend.py", "tensor.py", "operators.py", "gradcheck.py", "ops", "nn", "optim", "data", "models", "tune", "train"]
 # What a GPT does without: other models and heads, their folders, the operations, layers and sets that these alone use, the
-# many figures that a classifier may be judged by, and the tricks of ULMFiT.
+# many figures that a classifier may be judged by, the tricks of ULMFiT, and the tuning methods beside LoRA.
 OTHERS = {
     "models": ["awd_lstm", "bert", "cnn", "image_backbone", "llama", "loading", "masked_language_model", "other_heads", "vit"],
     "ops": ["conv2d", "erf", "lstm", "pooling", "rms_norm", "rope", "swiglu"], "nn": ["convolution", "lstm"],
     "data": ["image_set", "images", "labelled_sets", "masking"],
-    "tune": ["rates", "unfreezing", "vocabulary"], "train": ["callbacks", "lr_find", "metrics"],
+    "tune": ["bitfit", "dora", "houlsby", "ia3", "lora_layers", "lora_plus", "nf4", "pissa", "prefix", "prompt", "rates",
+             "top_layers", "unfreezing", "virtual_tokens", "vocabulary"],
+    "train": ["callbacks", "lr_find", "metrics"],
 }
 
 
@@ -22,10 +24,12 @@ MENTION = ["__init__", "elementwise", "dataset"]        # what offers the others
 
 def _files(names):
     """The core: all that training a GPT and tuning it takes. How a CSV, an archive or another library's folder is read is
-    none of it (data/sources, formats), nor are cores.py and twins/, which are there for speed alone."""
+    none of it (data/sources, formats), nor are cores.py and twins/, which are there for speed alone, and the packages'
+    `__init__`, which are lists of names."""
     for name in names:
         files = sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / name]
-        yield from (file for file in files if "sources" not in file.parts and file.stem not in OTHERS.get(name, ()))
+        yield from (file for file in files if "sources" not in file.parts
+                    and file.stem not in ("__init__", *OTHERS.get(name, ())))
 
 
 def _lines(file):
@@ -57,8 +61,8 @@ def test_no_function_is_longer_than_about_forty_lines():
     assert not long
 
 
-def test_the_core_from_backend_to_train_stays_under_3500_lines_without_prose():
-    assert sum(_lines(file) for file in _files(CORE)) < 3500
+def test_the_core_from_backend_to_train_stays_under_3420_lines_without_prose():
+    assert sum(_lines(file) for file in _files(CORE)) < 3420
 
 
 @pytest.mark.parametrize("file", [ROOT / part / f"{name}.py" for part, names in OTHERS.items() for name in names],

@@ -13,7 +13,7 @@ from typing import Any
 from .. import tune
 from ..data import Dataset, load
 from ..experiments import Pretraining, Protocol, Results, pretrain, sample_efficiency
-from ..experiments.sample_efficiency import METHODS
+from ..experiments.sample_efficiency import METHODS, as_recipes
 from ..models import Classifier, from_pretrained
 from .arguments import natural, positive
 from .info import warn_of_slow_settings
@@ -32,7 +32,8 @@ def add_command(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("demo", help="the main job, in four to eight minutes", description=(
         "Pre-trains a small GPT on English that your Python carries with it (its manual and docstrings), then trains "
         "classifiers on 16, 64 and 256 labels in four ways: from scratch, only a new head (frozen), every weight (full), "
-        "and low-rank adapters (lora). Shows a table, a plot and what pre-training is worth in labels. Started again "
+        "and low-rank adapters (lora). Shows a table, a plot and what pre-training is worth in labels. All of it is done "
+        "before your eyes: it does not start from minitune-base, the larger model that comes with the package. Started again "
         "with the same --out, it goes on where it stopped."))
     parser.add_argument("--quick", action="store_true", help="a smaller run of about a minute; its figures are rough")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results.jsonl, sample_efficiency.png and model/ go "
@@ -54,7 +55,7 @@ def run(options: Any) -> None:
     check_before_work(out)
     warn_of_slow_settings()
     dataset = load(options.data)
-    print(f"Texts: {dataset}")
+    print(f"Texts: {dataset}\nBase: made here, from these texts; minitune-base, which comes with the package, is not used")
     folder = out / "model"
     gpt = pretrain(dataset, folder, replace(pretraining, seed=options.seed))
     print(f"Pre-trained: {gpt}\n")
@@ -84,8 +85,8 @@ def check_before_work(out: Path) -> None:
 def _show_methods(dataset: Dataset, folder: Path, protocol: Protocol) -> None:
     """What each method trains."""
     print("What trains:")
-    for name, method in METHODS.items():
-        report = tune.apply(Classifier(from_pretrained(folder), dataset.labels, protocol.pooling), method)  # type: ignore
+    for name, recipe in as_recipes(METHODS).items():
+        report = tune.apply(Classifier(from_pretrained(folder), dataset.labels, protocol.pooling), recipe.method)
         print(f"  {name:8} {report.trainable:10,} of {report.total:,} parameters ({report.trainable / report.total:.2%})")
     print()
 

@@ -118,7 +118,8 @@ def finetune(dataset: Dataset, base: str | Path | Backbone, settings: Finetuning
 
     `base` may also be "minitune-base", which comes with the package, or a model, which is copied and stays as it is. Texts are
     learned whole, of prompts and chats the answers only. With `out`, history and checkpoints are written there, and `resume`
-    goes on from the last. LoRA's adapters are merged at the end, checked on a probe. Raises ValueError for a base, data or settings that do not fit.
+    goes on from the last. LoRA's adapters are merged at the end, checked on a probe. Raises ValueError for a base,
+    data or settings that do not fit.
     """
     settings = settings or Finetuning()
     if settings.method == "frozen" and dataset.kind != "classification":

@@ -36,14 +36,16 @@ class LanguageModelStage:
     """The second stage: before it sees a label, the language model goes on learning on the texts of the task.
 
     `texts` "unlabelled" are all that the data set has but those of valid and test, the training texts among them without their
-    labels; "labelled" are those texts alone whose labels are used. It makes `epochs` passes over them and at least
-    `least_steps` steps of `batch_size` rows, of `block_size` tokens (None: the model's). `rate` is the last layer's; each layer
-    below has its rate divided by `rate_factor`. With `vocab_size` a tokenizer of so many tokens is learned from these texts
-    first, and the model takes on its vocabulary (`tune.remap_vocabulary`); None: the model's own stays.
+    labels; "labelled" are those texts alone whose labels are used. It makes `epochs` passes over them, or as many more as
+    `least_steps` steps take, up to `most_epochs`, with `batch_size` rows a step of `block_size` tokens (None: the model's).
+    `rate` is the last layer's; each layer below has its rate divided by `rate_factor`. With `vocab_size` a tokenizer of so
+    many tokens is learned from these texts first, and the model takes on its vocabulary (`tune.remap_vocabulary`); None: the
+    model's own stays.
     """
 
     texts: str = "unlabelled"
     epochs: int = 1
+    most_epochs: int = 12
     rate: float = 1e-3
     rate_factor: float = 1.3
     schedule: str = "slanted_triangular"
@@ -136,8 +138,8 @@ def tune_language_model(model: Any, texts: list[str], stage: LanguageModelStage,
     """Trains a language model in place on texts, as `stage` says, and returns its ended Trainer.
 
     The model has its `tokenizer`; where the stage has a `vocab_size`, it gets another.
-    With the texts of `valid`, its history says how well it predicts these; the last weights stay all the same. With `out`
-    it writes checkpoints there, and goes on from the last.
+    With the texts of `valid`, the weights that predict these best are kept: few texts are soon known by heart. With `out` it
+    writes checkpoints there, and goes on from the last.
     """
     if stage.vocab_size:
         tokenizer = Tokenizer.train(texts, stage.vocab_size)
@@ -145,9 +147,10 @@ def tune_language_model(model: Any, texts: list[str], stage: LanguageModelStage,
         remap_vocabulary(model, tokenizer)
     block_size = stage.block_size or model.config.block_size
     sets = [_rows(model, given, block_size) for given in (texts, valid) if given]
-    steps = max(stage.least_steps, ceil(stage.epochs * len(sets[0]) / stage.batch_size))
+    epoch = len(sets[0]) / stage.batch_size
+    steps = ceil(max(stage.epochs * epoch, min(stage.least_steps, stage.most_epochs * epoch)))
     trainer = Trainer(model, *sets, steps=steps, lr=stage.rate, schedule=stage.schedule, batch_size=stage.batch_size,
-                      optimizer=AdamW(discriminative(model, stage.rate_factor), stage.rate, BETAS), keep_best=False,
+                      optimizer=AdamW(discriminative(model, stage.rate_factor), stage.rate, BETAS),
                       evaluate_every=max(1, steps // 8), out=out, callbacks=callbacks, progress=progress)
     trainer.fit(resume=out is not None)
     return trainer

@@ -31,7 +31,7 @@ from ..tune import FullConfig
 from ..tune.apply import Method
 from ..tune.patterns import backbone_of
 from .baseline import require_scikit_learn, tfidf
-from .finetuning import TUNING
+from .finetuning import TUNING, model_folder
 from .recipe import LanguageModelStage, Recipe, plain, set_dropout, texts_of, tune_language_model
 from .results import BASELINE, SCRATCH, Results
 from .runner import append_line, read_lines, run, worker_pool
@@ -117,16 +117,17 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
                       dtype: str | None = None) -> Results:
     """Trains every method on every label count with every seed and returns the results, written to `out` as they come.
 
-    `backbone` is the folder of a pre-trained model of texts with its tokenizer; "scratch" starts from new weights of the same
-    sizes. `methods` maps names to recipes or plain tuning methods; their rates stand in `protocol.rates`. A language model
-    that a recipe tunes on unlabelled texts is tuned once, before all runs, in this process. sweep.jsonl holds the runs that
-    chose the rates, results.jsonl the others, a line a run. Called again it goes on where it stopped.
+    `backbone` is the folder of a pre-trained model of texts with its tokenizer, or the name of one that comes with minitune;
+    "scratch" starts from new weights of the same sizes. `methods` maps names to recipes or plain tuning methods; their rates
+    stand in `protocol.rates`. A language model that a recipe tunes on unlabelled texts is tuned once, before all runs, in this
+    process. sweep.jsonl holds the runs that chose the rates, results.jsonl the others, a line a run. Called again it goes on
+    where it stopped.
     Runs go side by side in the processes of `executor`, any of `concurrent.futures`' kind, or else in `workers` processes of
     their own: call it under `if __name__ == "__main__":`. `device` and `dtype` are those of `Module.to`, and no part of a line.
     Raises ValueError for a method without rates, a backbone without tokenizer, or more labels than the set has.
     """
     protocol, recipes = protocol or Protocol(), as_recipes(methods or METHODS)
-    names = [*recipes, BASELINE] if baseline else list(recipes)
+    names, backbone = [*recipes, BASELINE] if baseline else list(recipes), model_folder(backbone)
     check(dataset, protocol, names)
     task, common = make_task(dataset, backbone, recipes, protocol), _common(dataset, backbone, recipes)
     task = replace(task, device=device, dtype=dtype)
@@ -203,7 +204,7 @@ def _tune_language_models(task: Task, dataset: Dataset, out: Path, common: Mappi
     for name, recipe in task.methods.items():
         stage = recipe.language_model
         if stage and stage.texts == "unlabelled":
-            spec = {"pretrained": recipe.pretrained, "stage": repr(stage), **common[name]}
+            spec = {"pretrained": recipe.pretrained, "stage": repr(stage), "dropout": recipe.dropout, **common[name]}
             folder = out / "language_models" / sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
             known = [line for line in read_lines(file) if line["folder"] == str(folder)]
             if not known:
@@ -235,8 +236,10 @@ def _tune_on_all(task: Task, recipe: Recipe, dataset: Dataset, folder: Path, bar
     model.save_pretrained(folder)
     remove_checkpoints(folder)
     rows: Any = trainer.train
+    assert trainer.best
     return {"texts": len(texts), "tokens": rows.ids.size, "tokens_read": trainer.step * trainer.batch_size * rows.ids.shape[1],
-            "perplexity": trainer.history.rows[-1]["valid_perplexity"], "seconds": round(perf_counter() - start, 1)}
+            "perplexity": trainer.best.measured["perplexity"], "best_step": trainer.best.step,
+            "seconds": round(perf_counter() - start, 1)}
 
 
 def _sweep_specs(protocol: Protocol, recipes: Mapping[str, Recipe],

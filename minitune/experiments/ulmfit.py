@@ -143,9 +143,9 @@ def task_language_model(model: Any, dataset: Dataset, recipe: Recipe, out: Path 
             raise ValueError(f"ulmfit: {folder} holds another language model: {found}. Give another folder, or move it away")
         return from_pretrained(folder), found["done"]
     trainer = tune_language_model(model, texts, stage, valid, folder, progress="language model" if progress else False)
-    last = trainer.history.rows[-1]
+    measured = trainer.best.measured if trainer.best else {}
     done = {"stage": "language model", "direction": _direction(model), "texts": len(texts), "steps": trainer.step,
-            "loss": last["loss"]} | ({"perplexity": last["valid_perplexity"]} if valid else {})
+            "loss": trainer.history.rows[-1]["loss"]} | {f"valid {name}": value for name, value in measured.items()}
     if folder:
         model.save_pretrained(folder)
         remove_checkpoints(folder)

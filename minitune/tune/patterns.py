@@ -60,25 +60,25 @@ def inside(name: str, others: Iterable[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
-def match_linear(model: Module, patterns: Patterns, caller: str) -> dict[str, Linear]:
-    """{name in the model: Linear} of the backbone's linear layers that the patterns mean.
+def match_linear(model: Module, patterns: Patterns, caller: str, kinds: tuple[type[Module], ...] = (Linear,)) -> dict[str, Any]:
+    """{name in the model: layer} of the backbone's linear layers that the patterns mean.
 
-    "all-linear" means each of them, a layer that holds others ("blocks.1.mlp") the linear layers in it.
-    Raises ValueError for a pattern that means none.
+    "all-linear" means each of them, a layer that holds others ("blocks.1.mlp") the linear layers in it. Layers of other `kinds`
+    are meant by their own names alone. Raises ValueError for a pattern that means none.
     """
     ours = {id(part) for _, part in backbone_of(model).named_modules()}
     names = [name for name, part in model.named_modules() if id(part) in ours and name]
-    linear = {name: part for name, part in model.named_modules() if isinstance(part, Linear) and id(part) in ours}
-    if not linear:
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, kinds) and id(part) in ours}
+    linear = {name: layer for name, layer in layers.items() if isinstance(layer, Linear)}
+    if not (linear if patterns == "all-linear" else layers):
         raise ValueError(f"{caller}: the backbone has no linear layers")
     if patterns == "all-linear":                # but the output matrix, as in PEFT
         return {name: layer for name, layer in linear.items() if layer is not getattr(backbone_of(model), "lm_head", None)}
-    chosen: set[str] = set()
+    chosen = set(match(names, patterns, caller)) & set(layers)
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {name for name in linear if inside(name, match(names, pattern, caller))}
+        meant = match(names, pattern, caller)
+        found = {name for name in layers if name in meant or name in linear and inside(name, meant)}
         if not found:
-            raise ValueError(f"{caller}: {pattern!r} means no linear layer; there are {', '.join(list(linear)[:4])} ...")
+            raise ValueError(f"{caller}: {pattern!r} means no linear layer; there are {', '.join(list(layers)[:4])} ...")
         chosen |= found
-    if not chosen:
-        raise ValueError(f"{caller}: expected at least one pattern, got {patterns!r}")
-    return {name: layer for name, layer in linear.items() if name in chosen}
+    return {name: layer for name, layer in layers.items() if name in chosen}

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import Array, array_module
 from ..data import Tokenizer
-from ..nn import Linear, Parameter
+from ..nn import Embedding, Linear, Parameter
 from .patterns import backbone_of
 
 
@@ -102,5 +102,6 @@ def _check(model: Any, tokenizer: Any) -> None:
     if old.backward != tokenizer.backward:
         raise ValueError(f"remap_vocabulary: the model's tokenizer has backward={old.backward}, the new one "
                          f"backward={tokenizer.backward}. The model was trained in one direction: set tokenizer.backward")
-    if type(getattr(backbone, "lm_head", None)) not in (Linear, type(None)):
-        raise ValueError("remap_vocabulary: the output matrix has adapters. Merge them first: tune.merge(model)")
+    if {type(backbone.token_embedding), type(getattr(backbone, "lm_head", None))} - {Embedding, Linear, type(None)}:
+        raise ValueError("remap_vocabulary: the embedding or the output matrix has adapters. Merge them first: "
+                         "tune.merge(model)")

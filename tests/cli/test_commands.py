@@ -2,9 +2,11 @@
 
 import csv
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
-from own_data import WORDS, contents, rows, write_csv
+from own_data import WORDS, contents, rows, ship, write_csv
 
 from minitune import cli, models
 from minitune.formats.folder import read_tensors
@@ -130,6 +132,37 @@ def test_a_prompt_ends_at_generation_as_the_prompts_did_in_training(base, tmp_pa
     assert prompts == ["wave tide\n", "wave tide"]
 
 
+@pytest.fixture
+def shipped(base, tmp_path, monkeypatch):
+    """The tiny base as the one that comes with the package, and a working directory without models."""
+    ship(base, tmp_path / "shipped", monkeypatch)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def test_the_model_of_the_package_is_finetunes_default_and_goes_by_its_name(shipped, base, table, capsys):
+    for name, given in {"default": (), "named": ("--base", "minitune-base"), "path": ("--base", base)}.items():
+        assert run("finetune", table, "--out", name, "--epochs", 1, *given) == 0
+    ends = [read_tensors(f"{name}/model/model.safetensors") for name in ("default", "named", "path")]
+    assert all(np.array_equal(end[key], array) for end in ends for key, array in ends[0].items())
+    assert capsys.readouterr().out.count("Base: minitune-base\n") == 2
+    assert "| base | minitune-base |" in Path("default/model/README.md").read_text()
+    assert run("finetune", "--resume", "--out", "default") == 0
+
+
+def test_the_model_of_the_package_writes_is_measured_and_hides_itself_behind_no_folder(shipped, base, table, capsys):
+    written = []
+    for model in "minitune-base", base:
+        assert run("generate", model, "wave", "--max-new-tokens", 5) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] and run("data", table, "--base", "minitune-base") == 0
+    for _ in range(2):                          # what the first one writes is not taken for the model
+        assert run("evaluate", "minitune-base", table) == 0
+    assert [file.name for file in Path("runs/minitune-base").iterdir()] == ["evaluation-places-all"]
+    assert not Path("minitune-base").exists()
+    assert run("predict", "minitune-base", "wave") == 2 and "minitune-base holds a GPT" in capsys.readouterr().err
+
+
 def test_data_shows_and_writes_splits_that_read_takes(table, tmp_path, capsys):
     assert run("data", table, "--out", tmp_path / "splits") == 0
     assert "sea 16, wood 16" in capsys.readouterr().out
@@ -137,14 +170,15 @@ def test_data_shows_and_writes_splits_that_read_takes(table, tmp_path, capsys):
     assert "train 32, valid 4, test 4" in capsys.readouterr().out
 
 
-def test_sample_efficiency_on_data_of_ones_own(base, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("given", [(), ("--base", "minitune-base")])
+def test_sample_efficiency_on_data_of_ones_own(given, shipped, tmp_path, monkeypatch, capsys):
     from minitune.cli import sample_efficiency
     from minitune.experiments import Protocol
     protocol = Protocol(sizes=(4,), least_steps=2, epochs=0, longest=1, rates={"scratch": (1e-3,), "full": (1e-3,)})
     monkeypatch.setattr(sample_efficiency, "Protocol", lambda: protocol)
     table = write_csv(tmp_path / "places.csv", rows(80))
-    arguments = ["sample-efficiency", table, "--base", base, "--out", tmp_path / "out", "--sizes", "4", "--seeds", 1,
-                 "--methods", "scratch,full", "--workers", 1]
+    arguments = ["sample-efficiency", table, *given, "--out", tmp_path / "out", "--sizes", "4", "--seeds", 1, "--methods",
+                 "scratch,full", "--workers", 1]
     assert run(*arguments) == 0
     assert "4 labels" in capsys.readouterr().out.splitlines()[-1] and (tmp_path / "out/sample_efficiency.png").exists()
     assert run(*arguments[:-4], "--methods", "scratch,fll") == 2

@@ -15,7 +15,7 @@ from minitune.models import from_pretrained
 from minitune.nn import Dropout
 from minitune.optim import SCHEDULES
 
-STAGE = LanguageModelStage(batch_size=4, least_steps=4)
+STAGE = LanguageModelStage(batch_size=4, least_steps=4, most_epochs=99)
 TINY = Protocol(sizes=(4,), seeds=(0, 1), least_steps=6, epochs=1, batch_size=4, longest=2, evaluations=2,
                 rates=dict.fromkeys(("scratch", "supervised", "semi-supervised"), (1e-2,)))
 
@@ -60,8 +60,9 @@ def test_the_recipe_as_it_stands_is_the_papers(model, toy):
 
 
 def test_other_ways_to_unfreeze(model, toy):
-    for unfreezing, expected in {"all": [{"embeddings", "blocks.0", "head"}], "last": [{"head"}],
-                                 "chain-thaw": [{"head"}, {"embeddings"}, {"blocks.0"}, {"embeddings", "blocks.0", "head"}]}.items():
+    every = {"embeddings", "blocks.0", "head"}
+    for unfreezing, expected in {"all": [every], "last": [{"head"}],
+                                 "chain-thaw": [{"head"}, {"embeddings"}, {"blocks.0"}, every]}.items():
         recipe = Recipe(unfreezing=unfreezing)
         classifier, rows = classifier_and_set(model, toy, recipe)
         seen = trained_by_step(recipe.trainer(classifier, rows, None, rate=1e-2, steps=12, batch_size=4, progress=False))
@@ -109,6 +110,12 @@ def test_tuning_the_language_model_makes_it_predict_the_tasks_texts(model, toy, 
     assert any((before[name] != p.data).any() for name, p in model.named_parameters())
     again = tune_language_model(model, texts_of(toy), stage, toy.valid.texts, tmp_path)        # reads the last checkpoint
     assert again.history.rows == rows
+
+
+def test_few_texts_are_read_again_but_not_for_ever(model, toy):
+    rows = sum(len(model.tokenizer.frame(ids)) for ids in model.tokenizer.encode_batch(texts_of(toy))) // 16
+    few = tune_language_model(model, texts_of(toy), LanguageModelStage(batch_size=4, least_steps=10_000, most_epochs=3))
+    assert few.step == -(-3 * rows // 4)
 
 
 def test_a_vocabulary_of_the_tasks_own_shortens_its_texts(model, toy):

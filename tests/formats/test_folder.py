@@ -172,3 +172,53 @@ def test_text_is_utf8_on_every_system(tmp_path):
 def test_labels_of_any_script_travel(tmp_path):
     models.Classifier(gpt(), ["naïve", "☕"]).save_pretrained(tmp_path)
     assert models.from_pretrained(tmp_path).labels == ("naïve", "☕")
+
+
+# ---- Half precision ------------------------------------------------------------------------------------------------
+
+def test_weights_are_rounded_to_float16_on_disk_and_read_in_float32(tmp_path):
+    model = gpt(n_embd=12)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "half", dtype="float16")
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
+    for name, array in load_file(tmp_path / "whole" / "model.safetensors").items():
+        assert array.dtype == np.float32 and np.array_equal(stored[name], array.astype(np.float16))
+    loaded = models.from_pretrained(tmp_path / "half")
+    for name, array in loaded.state_dict().items():
+        assert array.dtype == np.float32 and np.array_equal(array, model.state_dict()[name].astype(np.float16))
+    assert all(p.dtype == np.float32 for p in model.parameters())        # the model itself is as it was
+
+
+def test_what_is_no_floating_point_number_is_left_as_it_is(tmp_path):
+    tensors = {"steps": np.array([70_000]), "weight": np.ones(3)}
+    disk.write_model(tmp_path, {}, tensors, {}, dtype="float16")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["steps"].dtype == np.int64 and stored["steps"] == 70_000 and stored["weight"].dtype == np.float16
+
+
+def test_shards_are_counted_in_half_precision(tmp_path):
+    """300 numbers are 1,200 bytes, or 600."""
+    tensors = {name: np.ones(150, np.float32) for name in "ab"}
+    disk.write_model(tmp_path, {}, tensors, {}, max_shard_bytes=600, dtype="float16")
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("weight, fits", [(65504.0, True), (-65504.0, True), (7e4, False), (-7e4, False), (np.inf, True)])
+def test_weights_that_float16_cannot_hold_are_named_and_nothing_is_written(weight, fits, tmp_path):
+    model = gpt()
+    model.norm.bias.data[2] = weight
+    if fits:
+        model.save_pretrained(tmp_path / "new", dtype="float16")
+        assert models.from_pretrained(tmp_path / "new").norm.bias.data[2] == weight
+        return
+    with pytest.raises(ValueError, match="float16 holds numbers up to 65,504, and larger ones are in .*ln_f.bias. Save them"):
+        model.save_pretrained(tmp_path / "new", dtype="float16")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "half", 16])
+def test_another_dtype_is_refused_before_anything_is_written(dtype, tmp_path):
+    with pytest.raises(ValueError, match='save_pretrained: dtype must be "float32", "float16" or None, got'):
+        gpt().save_pretrained(tmp_path / "new", dtype=dtype)
+    assert not (tmp_path / "new").exists()

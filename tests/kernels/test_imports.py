@@ -106,6 +106,13 @@ def test_a_wheel_has_every_kernel_in_the_package(built):
     assert "layer_norm.cu" in files and "emulate/cuda_cpu.h" in files
 
 
+def test_a_wheel_has_the_models_that_come_with_the_package(built):
+    shipped = Path("minitune", "models", "shipped")
+    files = {file.relative_to(ROOT) for file in (ROOT / shipped).rglob("*") if file.is_file()}
+    assert shipped / "minitune-base" / "README.md" in files
+    assert {file.relative_to(built) for file in (built / shipped).rglob("*") if file.is_file()} == files
+
+
 def test_kernels_are_found_from_a_wheel_and_from_a_bare_checkout(built):
     for place, kernels in ((built, built / "minitune" / "kernels"), (ROOT, ROOT / "kernels")):
         module, found, length = said(WHERE, place)

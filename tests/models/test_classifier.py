@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import minitune as mt
-from minitune import models
+from minitune import devices, models
 from minitune.data import Batch, ClassificationSet, LanguageModelSet, LongTextSet
 from minitune.models.head import POOLINGS
 from minitune.tensor import Tensor
@@ -240,8 +240,6 @@ def test_evaluation_reads_texts_of_like_length_together(monkeypatch):
 
 def test_chunks_go_with_a_batch_to_a_device_and_back(monkeypatch):
     """Arrays stay on the CPU here, where `moved` is told that they lie on another device."""
-    from minitune import devices
-
     batch = long_texts().batch(np.array([0, 1]))
     monkeypatch.setattr(devices, "to_device", lambda array, device: array)
     monkeypatch.setattr(devices, "device_of", lambda array: "cpu" if array.dtype == int else "cuda")

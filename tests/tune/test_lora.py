@@ -189,7 +189,7 @@ def test_a_rank_that_does_not_fit_changes_nothing(r):
 def test_adapting_twice_raises_with_the_repair():
     model = gpt()
     tune.apply(model, tune.LoRAConfig(r=2, target_modules="query"))
-    with pytest.raises(ValueError, match=r"has LoRA layers already.*tune\.merge"):
+    with pytest.raises(ValueError, match=r"has adapted layers already.*tune\.merge"):
         tune.apply(model, tune.LoRAConfig(r=2, target_modules="value"))
 
 
@@ -284,7 +284,7 @@ def test_eval_merges_nothing_and_the_probe_leaves_mode_and_randomness_alone():
 
 
 def test_nothing_to_merge_raises():
-    with pytest.raises(ValueError, match="merge: the model has no LoRA layers"):
+    with pytest.raises(ValueError, match="merge: the model has no adapted layers"):
         tune.merge(gpt())
 
 

@@ -227,7 +227,7 @@ def lora_on_the_output():
     (gpt, backward, ValueError, "has backward=False, the new one backward=True"),
     (lambda: gpt(None), lambda: NEW, ValueError, "the model has no tokenizer"),
     (lambda: models.CNN(models.CNNConfig(8, widths=(4,))), lambda: NEW, TypeError, "expected a model of tokens, got CNN"),
-    (lora_on_the_output, lambda: NEW, ValueError, "the output matrix has adapters")])
+    (lora_on_the_output, lambda: NEW, ValueError, "the embedding or the output matrix has adapters")])
 def test_what_cannot_be_remapped_is_told_and_left_alone(model, tokenizer, error, words):
     model = model()
     before, config = model.state_dict(), model.config

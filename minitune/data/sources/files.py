@@ -43,6 +43,7 @@ def read(path: str | os.PathLike[str], *, text: str | None = None, label: str | 
     """A data set of one's own: a .txt, .csv, .tsv or .jsonl file, or a folder.
 
     A folder holds train, valid and test, each such a file or folder; or a folder of .txt files for each label; or .txt files.
+    Beside labelled texts it may hold `unlabelled` ones, to go on with a language model: `Dataset.unlabelled`.
     Columns are found by their usual names ("text", "review", ...; "label", "category", ...) or named by `text` and `label`.
     From them follows the `kind`: "classification", a text and a label; "completion", a prompt and a completion, a question
     and an answer, or an instruction, perhaps an input, and an output (`text` names the prompt and `label` the completion);
@@ -57,6 +58,7 @@ def read(path: str | os.PathLike[str], *, text: str | None = None, label: str | 
     """
     _check(label, kind, labels, valid, test)
     tables = read_tables(Path(path).expanduser(), encoding)
+    unlabelled = tables.pop("unlabelled", None)
     columns = choose_columns(tables["train"], text, label, kind or ("classification" if labels else None))
     rows = {name: _rows(table, choose_columns(table, text, label, columns.kind)) for name, table in tables.items()}
     names = _names(tables["train"], rows["train"], labels) if columns.kind == "classification" else ()
@@ -64,6 +66,8 @@ def read(path: str | os.PathLike[str], *, text: str | None = None, label: str | 
     shares = {name: share for name, share in zip(SPLITS[1:], (valid, test)) if share and name not in given}
     made, how = _take(tables["train"].source, given["train"], shares, seed)
     splits: dict[str, Split] = {name: (given | made)[name] for name in SPLITS if name in given | made}
+    if unlabelled:
+        splits["unlabelled"] = _unlabelled(unlabelled, columns, text, splits)
     notes = [_about_columns(tables["train"], columns), *(note for table in tables.values() for note in table.notes), *how,
              *_about_rows(splits, names)]
     return Dataset(Path(path).resolve().stem, names, splits, "", kind=columns.kind, notes=tuple(notes))
@@ -159,6 +163,16 @@ def _text(row: dict[str, Any], column: str, wanted: str = "a text") -> str:
     if not isinstance(value, str):
         raise ValueError(f"{column!r} must be {wanted}, got {value!r:.40}")
     return value
+
+
+def _unlabelled(table: Table, columns: Columns, text: str | None, splits: dict[str, Split]) -> Split:
+    """The texts of a table without labels, each once, but for those of valid and test."""
+    if columns.kind != "classification":
+        raise ValueError(f"read: {table.source}: unlabelled texts go beside labelled ones, and this data set is of kind "
+                         f"{columns.kind!r}. Read them by themselves")
+    rows = _rows(table, choose_columns(table, text if text in table.columns else None, None, "text"))
+    known = {text for name in ("valid", "test") if name in splits for text in splits[name].texts}
+    return Split([text for text in dict.fromkeys(text for text, _ in rows.values()) if text not in known])
 
 
 def _names(table: Table, rows: dict[str, tuple[str, Any]], labels: Sequence[str] | None) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
+SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test",
+          "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
 SIGNATURES = {b"PK\x03\x04": "a zip archive or an Excel workbook (.xlsx). Unpack it, or save the sheet as CSV",
               b"\xd0\xcf\x11\xe0": "an old Excel or Word file. Save it as CSV or as text",
               b"%PDF": "a PDF. Save its text as .txt",

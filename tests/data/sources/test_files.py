@@ -449,3 +449,15 @@ def test_a_missing_path_is_named_with_the_nearest(write, tmp_path):
         read(tmp_path / "review.csv")
     with pytest.raises(FileNotFoundError, match=r"Expected a \.txt"):
         read("nowhere/at/all")
+
+
+def test_unlabelled_texts_lie_beside_labelled_ones(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(8)))
+    (tmp_path / "test.csv").write_text("text,label\nseen,a\nother,b\n")
+    (tmp_path / "unlabelled.csv").write_text("text\nnew\nnew\nseen\nlast\n")
+    found = read(tmp_path, valid=0)
+    assert found.unlabelled.texts == ["new", "last"] and found.unlabelled.labels is None       # each once, none of test
+    (tmp_path / "train.csv").write_text("text\nonly\ntexts\n")
+    (tmp_path / "test.csv").unlink()
+    with pytest.raises(ValueError, match="unlabelled texts go beside labelled ones, and this data set is of kind 'text'"):
+        read(tmp_path, valid=0, test=0)

@@ -13,9 +13,11 @@ from minitune.twins.cuda import emulation
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["transformer_from_its_parts", "bert_and_gpt", "image_model", "gpu", "ulmfit"])
+@pytest.mark.parametrize("page", ["transformer_from_its_parts", "bert_and_gpt", "image_model", "gpu", "ulmfit", "lora_or_full",
+                                  "plan"])
 def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
-    for package in {"image_model": ("sklearn", "matplotlib"), "gpu": ("ml_dtypes",), "ulmfit": ("matplotlib",)}.get(page, ()):
+    for package in {"image_model": ("sklearn", "matplotlib"), "gpu": ("ml_dtypes",), "ulmfit": ("matplotlib",),
+                    "plan": ("numba",)}.get(page, ()):
         pytest.importorskip(package, reason=f'the page needs {package}: pip install "minitune[test]"')
     if page == "gpu" and emulation.compiler() is None:
         pytest.skip("the page needs g++, which is not installed")

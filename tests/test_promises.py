@@ -6,16 +6,17 @@ A test's name begins with the number of its promise. Where something is to be eq
 import inspect
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import minitune as mt
 from minitune import models, nn, tune
-from minitune.data import Batch, ClassificationSet, Example, ExampleSet, LanguageModelSet, Tokenizer
-from minitune.experiments import Protocol, Results
+from minitune.data import Batch, ClassificationSet, Dataset, Example, ExampleSet, LanguageModelSet, Split, Tokenizer
+from minitune.experiments import Protocol, Rates, Results, compare, plan
 from minitune.ops import IGNORE
 from minitune.optim import SGD, AdamW, Group
 from minitune.train import Callback, Trainer, evaluate, predict_proba
@@ -414,7 +415,7 @@ def test_promise_03_merging_rounds_once_and_comes_apart_again():
     before, logits = weights(model), model(BATCH).numpy()
     certificate = tune.merge(model, BATCH)
     assert certificate.gap == np.abs(model(BATCH).numpy() - logits).max() < 1e-5 * certificate.largest
-    assert str(certificate).startswith("merged 12 LoRA layers; logits moved by at most ")
+    assert str(certificate).startswith("merged 12 adapted layers; logits moved by at most ")
     for name in certificate.layers:                         # what a merge in half precision would do
         weight = dict(model.named_modules())[name].weight
         weight.data = weight.data.astype(np.float16).astype(np.float32)
@@ -445,6 +446,93 @@ def test_promise_04_the_head_is_saved_with_the_adapter(tmp_path):
     merged = models.from_pretrained(tmp_path / "merged")
     assert merged.labels == model.labels
     np.testing.assert_allclose(predict_proba(merged, valid), expected, 1e-5)
+
+
+def test_promise_02_an_untied_output_is_written_as_one(tmp_path):
+    mt.seed(0)
+    model = models.Llama(models.LlamaConfig(20, 8, 2, 2, 16, tied=True))
+    words, before = model.token_embedding.weight.data.copy(), model(BATCH).numpy()
+    tune.untie(model)
+    assert np.array_equal(model(BATCH).numpy(), before)
+    tune.apply(model, tune.LoRAConfig(r=2, target_modules="lm_head"))
+    shake(model.lm_head.A, model.lm_head.B)
+    expected = model(BATCH).numpy()
+    tune.save_merged(model, tmp_path, BATCH)
+    again = models.from_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+    assert np.array_equal(again.token_embedding.weight.data, words)
+    np.testing.assert_allclose(again(BATCH).numpy(), expected, 1e-5, 1e-5)
+    assert np.abs(expected - before).max() > 1e-2
+
+
+def test_promise_03_a_merged_folder_is_read_back(tmp_path):
+    model = lora().backbone
+    expected = model(BATCH).numpy()
+    saved = tune.save_merged(model, tmp_path, BATCH)
+    again = models.from_pretrained(tmp_path)
+    assert saved.gap == np.abs(again(BATCH).numpy() - expected).max() < 1e-5 * saved.largest
+    assert tune.save_merged(again, tmp_path, BATCH, dtype="float16").gap > 10 * saved.gap       # which is said, not hidden
+
+
+def test_promise_04_an_adapters_folder_holds_the_head(tmp_path):
+    model, valid = lora(), texts(12, 1)
+    shake(model.head.weight)
+    tune.save_adapter(model, tmp_path)
+    expected = predict_proba(model, valid)
+    again = classifier()
+    tune.load_adapter(again, tmp_path)
+    assert np.array_equal(predict_proba(again, valid), expected)
+    with pytest.raises(ValueError, match=r"labels \['even', 'odd'\], the model has \['odd', 'even'\]"):
+        tune.load_adapter(models.Classifier(gpt(), ["odd", "even"], "mean"), tmp_path)
+    tune.save_adapter(lora().backbone, tmp_path / "backbone")
+    with pytest.raises(ValueError, match=r"holds no head\.weight, and the model's own may be random"):
+        tune.load_adapter(classifier(), tmp_path / "backbone")
+
+
+def test_promise_14_an_adapter_knows_its_vocabulary(tmp_path):
+    def model(tokenizer=TOKENIZER):
+        made = gpt(vocab_size=TOKENIZER.vocab_size)
+        made.tokenizer = TOKENIZER
+        if tokenizer is not TOKENIZER:
+            tune.remap_vocabulary(made, tokenizer)
+        return made
+
+    other = Tokenizer.train(["2 * 3 = 6; Frage: ob oder nicht; to be or not to be"] * 9, 300)
+    tuned = model(other)
+    new = other.vocabulary[next(token for token in other.vocabulary if token not in TOKENIZER.vocabulary)]
+    np.testing.assert_allclose(tuned.token_embedding.weight.data[new], model().token_embedding.weight.data.mean(0), 1e-5, 1e-7)
+    tune.apply(tuned, tune.LoRAConfig(r=2))
+    tune.unfreeze(tuned, "token_embedding")
+    shake(*(p for p in tuned.parameters() if p.requires_grad))
+    tune.save_adapter(tuned, tmp_path)
+    with pytest.raises(ValueError, match="trained with another vocabulary"):
+        tune.load_adapter(model(), tmp_path)
+    again = model(other)
+    tune.load_adapter(again, tmp_path)
+    assert np.array_equal(again(BATCH).numpy(), tuned(BATCH).numpy())
+    assert np.array_equal(again.token_embedding.weight.data[new], tuned.token_embedding.weight.data[new])
+
+
+def test_promise_24_adapters_travel_and_a_transposed_factor_is_refused(tmp_path):
+    """A square factor, so that nothing but its numbers tells which way it lies; tests/formats compare with PEFT itself."""
+    model = lora(r=16, lora_alpha=4)
+    model.pooling = "last"                      # which Hugging Face's class for a GPT does
+    tune.save_adapter(model, tmp_path)
+    names = load_file(file := tmp_path / "adapter_model.safetensors")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    factor = "base_model.model.transformer.h.0.attn.c_proj.lora_A.weight"
+    assert names[factor].shape == (16, 16) and "base_model.model.score.weight" in names
+    again = classifier("last")
+    tune.load_adapter(again, tmp_path)
+    np.testing.assert_allclose(again(BATCH).numpy(), model(BATCH).numpy(), 1e-6, 1e-6)
+    save_file(names | {factor: np.ascontiguousarray(names[factor].T)}, file)
+    with pytest.raises(ValueError, match="the fingerprint differs.* a factor transposed"):
+        tune.load_adapter(classifier("last"), tmp_path)
+    wide = factor.replace("attn.c_proj", "mlp.c_proj")                      # (16, 64): told without any fingerprint
+    (tmp_path / "minitune_adapter.json").unlink()
+    save_file(names | {wide: np.ascontiguousarray(names[wide].T)}, file)
+    with pytest.raises(ValueError, match=r"expected \(16, 64\), got \(64, 16\)\. It is transposed"):
+        tune.load_adapter(classifier("last"), tmp_path)
 
 
 def test_promise_16_metrics_and_early_stopping_work_with_adapters():
@@ -541,6 +629,49 @@ def test_promise_18_a_result_is_an_interval_over_seeds():
     assert mean == pytest.approx(0.3) and low < 0.25 < 0.35 < high and high - low > 1.5 * (other_high - other_low)
     assert len(re.findall(r"30\.0 \[\d+\.\d, \d+\.\d\]", scattered.table())) == 2
     assert "not distinguishable" in scattered.sentence()
+
+
+# ---- What it costs -------------------------------------------------------------------------------------------------
+
+def planned(method, labels=None):
+    return plan(models.GPTConfig(1024, 128, 2, 4, 64), method, batch_size=8, block_size=128, labels=labels, rates=False)
+
+
+def test_promise_19_where_memory_goes_is_said_before_the_run():
+    """LoRA saves gradients and moments, and next to nothing of the activations: with a small model that is most of it."""
+    full, lora = planned("full"), planned("lora")
+    assert full.gradients > 5 * lora.gradients and full.moments > 5 * lora.moments
+    assert lora.activations > 0.9 * full.activations > 5 * full.moments
+    assert 0.7 * full.peak < lora.peak < full.peak
+    assert planned("head", labels=2).activations < 0.01 * planned("lora", labels=2).activations
+    rates = Rates({4: 1e9}, defaultdict(lambda: 1e-9), {})                  # a multiplication or a number a nanosecond
+    seconds = {method: sum(plan(models.GPTConfig(1024, 128, 2, 4, 64), method, 8, 128, labels=2, rates=rates).parts.values())
+               for method in ("full", "lora", "head")}
+    assert 0.6 < seconds["lora"] / seconds["full"] < 1 and seconds["head"] < 0.45 * seconds["full"]
+
+
+@pytest.mark.parametrize("method, labels", [("full", None), ("lora", None), ("head", 2)])
+def test_promise_20_how_much_memory_a_step_takes_is_known_before_the_run(method, labels):
+    pytest.importorskip("numba", reason='a plan is of the compiled twins: pip install "minitune[test]"')
+    found = planned(method, labels)
+    assert found.measure(steps=1).peak == pytest.approx(found.peak, rel=0.15)
+    assert found.peak > 1.2 * (found.weights + found.moments + found.gradients)     # the usual rule of thumb forgets the rest
+
+
+def test_promise_21_what_a_method_forgets_is_measured_beside_what_it_learns(tmp_path):
+    """By the loss of the tuned model on a general text: a head alone can forget nothing, and full fine-tuning does."""
+    texts = [word for word in ("wave tide", "leaf bark", "shell boat", "moss tree") for _ in range(4)]
+    split = Split(texts, np.arange(16) // 4 % 2)
+    dataset = Dataset("toy", ("sea", "wood"), dict.fromkeys(("train", "valid", "test"), split), "made up")
+    base = gpt(vocab_size=TOKENIZER.vocab_size)
+    base.tokenizer = TOKENIZER
+    base.save_pretrained(tmp_path / "base")
+    protocol = Protocol(sizes=(4,), seeds=(0, 1), least_steps=4, epochs=1, batch_size=4,
+                        rates={"full": (1e-2,), "head": (1e-2,)})
+    found = compare(dataset, tmp_path / "base", ("full", "head"), tmp_path / "out", protocol,
+                    general=["to be or not to be"] * 6, progress=False)
+    assert found.forgetting("head", 4) == (0.0, 0.0, 0.0) and found.forgetting("full", 4)[0] != 0
+    assert "forg" in found.table()
 
 
 # ---- The page ------------------------------------------------------------------------------------------------------

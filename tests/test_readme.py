@@ -22,7 +22,7 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
     assert "['sea']" in printed or "['wood']" in printed
-    assert "'error'" in printed and "merged 6 LoRA layers" in printed
+    assert "'error'" in printed and "merged 6 adapted layers" in printed
     assert Path("runs/my_classifier/model.safetensors").exists()
 
 

@@ -13,8 +13,9 @@ OTHERS = {
     "models": ["awd_lstm", "bert", "cnn", "image_backbone", "llama", "loading", "masked_language_model", "other_heads", "vit"],
     "ops": ["conv2d", "erf", "lstm", "pooling", "rms_norm", "rope", "swiglu"], "nn": ["convolution", "lstm"],
     "data": ["image_set", "images", "labelled_sets", "masking"],
-    "tune": ["bitfit", "dora", "houlsby", "ia3", "lora_layers", "lora_plus", "nf4", "pissa", "prefix", "prompt", "rates",
-             "top_layers", "unfreezing", "virtual_tokens", "vocabulary"],
+    "tune": ["adapted", "adapters", "bitfit", "dora", "extraction", "houlsby", "ia3", "installing", "lora_layers", "lora_plus",
+             "merged", "nf4", "pissa", "prefix", "prompt", "rates", "registry", "saving", "top_layers", "unfreezing",
+             "virtual_tokens", "vocabulary"],
     "train": ["callbacks", "lr_find", "metrics"],
 }
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from . import data, demo, evaluate, finetune, generate, info, predict, pretrain, sample_efficiency
+from . import compare, data, demo, evaluate, finetune, generate, info, plan, predict, pretrain, sample_efficiency
 from .run_folder import RECORD
 
-COMMANDS = (demo, pretrain, finetune, evaluate, predict, generate, sample_efficiency, data, info)
+COMMANDS = (demo, pretrain, finetune, evaluate, predict, generate, sample_efficiency, compare, plan, data, info)
 
 
 class Parser(argparse.ArgumentParser):

@@ -42,6 +42,7 @@ ULMFIT: dict[str, Method | Recipe] = {
     "semi-supervised": Recipe(language_model=LanguageModelStage("unlabelled"))}
 RATES = {SCRATCH: (1e-4, 3e-4, 1e-3, 3e-3), "frozen": (3e-3, 1e-2, 3e-2, 1e-1), "full": (3e-5, 1e-4, 3e-4, 1e-3),
          "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)} | dict.fromkeys(("supervised", "semi-supervised"), (1e-3, 3e-3, 1e-2))
+SWEPT = "method", "labels", "seed", "rate", "valid_error", "valid_loss"         # what a result tells of a run that chose rates
 DIVERGED = 1e9                                  # the loss written for a rate whose training came to nothing
 
 
@@ -95,6 +96,23 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What a tested run measures beside its error. `key`, entries of its line, says what that is: with others, another run.
+
+    It goes to the processes that run, so a subclass holds what can be pickled.
+    """
+
+    key: Mapping[str, Any]
+
+    def columns(self, task: Task, spec: Mapping[str, Any], rows: np.ndarray, trainer: Trainer | None) -> dict[str, Any]:
+        """More entries of the line of a run that has trained on the labels `rows`; its model holds the best weights.
+
+        Without a trainer, the run trained nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} measures nothing")
+
+
+@dataclass(frozen=True)
 class Task:
     """What every run reads: the pre-trained folder, the splits, and these encoded for its model. Sent to workers as it is."""
 
@@ -109,12 +127,13 @@ class Task:
     device: str = "cpu"
     dtype: str | None = None
     language_models: Mapping[str, str] = field(default_factory=dict)       # {method: folder}, of those tuned for all its runs
+    measure: Measure | None = None
 
 
 def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, protocol: Protocol | None = None,
                       methods: Mapping[str, Method | Recipe] | None = None, baseline: bool = True, workers: int = 1,
                       progress: bool = True, executor: Executor | None = None, device: str = "cpu",
-                      dtype: str | None = None) -> Results:
+                      dtype: str | None = None, measure: Measure | None = None) -> Results:
     """Trains every method on every label count with every seed and returns the results, written to `out` as they come.
 
     `backbone` is the folder of a pre-trained model of texts with its tokenizer, or the name of one that comes with minitune;
@@ -124,15 +143,17 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     where it stopped.
     Runs go side by side in the processes of `executor`, any of `concurrent.futures`' kind, or else in `workers` processes of
     their own: call it under `if __name__ == "__main__":`. `device` and `dtype` are those of `Module.to`, and no part of a line.
+    `measure` adds entries to the lines of results.jsonl.
     Raises ValueError for a method without rates, a backbone without tokenizer, or more labels than the set has.
     """
     protocol, recipes = protocol or Protocol(), as_recipes(methods or METHODS)
     names, backbone = [*recipes, BASELINE] if baseline else list(recipes), model_folder(backbone)
     check(dataset, protocol, names)
     task, common = make_task(dataset, backbone, recipes, protocol), _common(dataset, backbone, recipes)
-    task = replace(task, device=device, dtype=dtype)
+    task = replace(task, device=device, dtype=dtype, measure=measure)
+    tested = {name: entries | dict(measure.key if measure else {}) for name, entries in common.items()}
     sweep_specs = _sweep_specs(protocol, recipes, common)
-    final_specs = _final_specs(protocol, recipes, names, {}, common)        # here only to be counted: rates come from the sweep
+    final_specs = _final_specs(protocol, recipes, names, {}, tested)        # here only to be counted: rates come from the sweep
     with tqdm(total=len(sweep_specs) + len(final_specs), unit="run", disable=not progress) as bar:
         lines = _tune_language_models(task, dataset, Path(out), common, bar)
         task = replace(task, language_models={name: line["folder"] for name, line in lines.items()})
@@ -140,15 +161,17 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
         pool: AbstractContextManager[Executor | None] = nullcontext(executor) if executor else worker_pool(workers)
         with pool as given:
             bar.set_description("choosing rates")
-            best = _best_rates(run(sweep_specs, work, Path(out) / "sweep.jsonl", given, bar))
+            sweep = run(sweep_specs, work, Path(out) / "sweep.jsonl", given, bar)
+            best = _best_rates(sweep)
             bar.set_description("fine-tuning")
-            rows = run(_final_specs(protocol, recipes, names, best, common), work, Path(out) / "results.jsonl", given, bar)
+            rows = run(_final_specs(protocol, recipes, names, best, tested), work, Path(out) / "results.jsonl", given, bar)
     return Results(rows, {"dataset": dataset.name, "version": dataset.version, "citation": dataset.citation,
                           "fingerprint": dataset.fingerprint, "protocol": asdict(protocol), "notes": dataset.notes,
                           "recipes": {name: repr(recipe) for name, recipe in recipes.items()},
                           "language_models": {name: {k: v for k, v in line.items() if k != "folder"}
                                               for name, line in lines.items()},
-                          "rates_at_the_edge": _at_the_edge(best, protocol), "test_groups": dataset.test.groups})
+                          "rates_at_the_edge": _at_the_edge(best, protocol), "test_groups": dataset.test.groups,
+                          "sweep": [{name: row[name] for name in SWEPT} for row in sweep]})
 
 
 def as_recipes(methods: Mapping[str, Method | Recipe]) -> dict[str, Recipe]:
@@ -158,15 +181,15 @@ def as_recipes(methods: Mapping[str, Method | Recipe]) -> dict[str, Recipe]:
             for name, method in methods.items()}
 
 
-def check(dataset: Dataset, protocol: Protocol, names: Sequence[str]) -> None:
+def check(dataset: Dataset, protocol: Protocol, names: Sequence[str], caller: str = "sample_efficiency") -> None:
     """Whatever can be seen to fail later fails now, before hours of work: raises ValueError or ImportError."""
     lacking = [name for name in ("train", "valid", "test") if name not in dataset.splits]
     if dataset.kind != "classification" or lacking:
-        raise ValueError(f"sample_efficiency: expected texts with labels, split into train, valid and test; {dataset.name} is "
+        raise ValueError(f"{caller}: expected texts with labels, split into train, valid and test; {dataset.name} is "
                          f"of kind {dataset.kind!r}" + (f" and has no split named {lacking[0]!r}" if lacking else ""))
     lacking = [name for name in names if name != BASELINE and name not in protocol.rates]
     if lacking:
-        raise ValueError(f"sample_efficiency: protocol.rates has no learning rates for {', '.join(lacking)}")
+        raise ValueError(f"{caller}: protocol.rates has no learning rates for {', '.join(lacking)}")
     for size in {n for name in names for n in protocol.sizes_of(name)}:
         nested_subsets(dataset.train.labels, [size], seed=0)        # type: ignore[arg-type]
     if BASELINE in names:
@@ -229,7 +252,7 @@ def _tune_on_all(task: Task, recipe: Recipe, dataset: Dataset, folder: Path, bar
     """Tunes a language model on every text that may be read, saves it in `folder`, and returns what was measured."""
     assert recipe.language_model is not None
     backend.seed(0)
-    start, model, texts = perf_counter(), _language_model(task, recipe), texts_of(dataset)
+    start, model, texts = perf_counter(), language_model(task, recipe), texts_of(dataset)
     set_dropout(model, recipe.dropout)
     trainer = tune_language_model(model, texts, recipe.language_model, dataset.valid.texts, folder, (_Told(bar),))
     bar.set_postfix_str("")
@@ -298,9 +321,14 @@ def run_one(task: Task, spec: dict[str, Any]) -> dict[str, Any]:
     """One run: trains on the spec's label subset and measures. A sweep's run never touches the test set."""
     _load_everything(task, spec["method"])
     rows = nested_subsets(task.train.labels, [spec["labels"]], spec["seed"])[spec["labels"]]
-    work, start = _run_baseline if spec["method"] == BASELINE else _run_model, perf_counter()
+    work, start = _work(task, spec["method"]), perf_counter()
     result = _with_peak_memory(work, task, spec, rows) if task.protocol.trace_memory else work(task, spec, rows)
     return result | {"seconds": round(perf_counter() - start, 3)}
+
+
+def _work(task: Task, method: str) -> Callable[..., dict[str, Any]]:
+    """What a run of a method does: a recipe that trains nothing says so itself."""
+    return _run_baseline if method == BASELINE else getattr(task.methods[method], "run", _run_model)
 
 
 def _with_peak_memory(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -319,10 +347,9 @@ def _load_everything(task: Task, method: str) -> None:
     """Loads libraries and compiled twins before anything is measured: a process's first run would be charged for them."""
     if method == BASELINE:
         require_scikit_learn()
-    elif (task.folder, method) not in _loaded:
-        row = task.train.subset(np.zeros(1, int))
-        recipe = task.methods[method]
-        model = recipe.classifier(_language_model(task, recipe), task.labels, task.protocol.pooling)
+    elif (task.folder, method) not in _loaded and not hasattr(task.methods[method], "run"):
+        model = fresh_model(task, method)
+        row, *_ = sets_of(task, method, model, np.zeros(1, int))
         Trainer(model, row, row, lr=1e-9, steps=1, progress=False).fit()
         _loaded.add((task.folder, method))
 
@@ -331,14 +358,12 @@ def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, 
     backend.seed(spec["seed"])
     recipe, protocol, steps = task.methods[spec["method"]], task.protocol, task.protocol.steps(spec["labels"])
     model, scratch = _model(task, spec["method"], rows), recipe.from_scratch
-    train, valid, test = task.train.subset(rows), task.valid, task.test
-    if recipe.language_model and recipe.language_model.vocab_size:         # the model has got a tokenizer of its own
-        train, valid, test = (encode(split, model, protocol) for split in
-                              (task.splits["train"].subset(rows), task.splits["valid"], task.splits["test"]))
+    train, valid, test = sets_of(task, spec["method"], model, rows)
     trainer = recipe.trainer(model, train, valid, rate=spec["rate"], steps=steps,
                              batch_size=protocol.batch_size, min_steps=steps, patience=protocol.patience if scratch else None,
                              evaluate_every=max(1, steps // protocol.evaluations), progress=False,
                              longest=protocol.longest if scratch else 1)
+    seconds = _step_seconds(trainer)
     try:
         trainer.fit()
     except FloatingPointError:                  # a rate too high is a result: the best before it counts, if there was one
@@ -346,13 +371,50 @@ def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, 
             raise
     best = trainer.best
     result = {"valid_error": best.measured["error"] if best else 1.0, "valid_loss": best.measured["loss"] if best else DIVERGED,
-              "steps": trainer.step, "best_step": best.step if best else 0,
+              "steps": trainer.step, "best_step": best.step if best else 0, "training_seconds": round(sum(seconds), 3),
               "trainable_parameters": sum(p.size for p in model.parameters() if id(p) in trainer.optimizer.slots),
               "total_parameters": model.num_parameters()}
-    return result if "sweep" in spec else result | _test(task, predict(model, test))
+    if "sweep" in spec:
+        return result
+    result |= test_columns(task, predict(model, test))
+    return result | task.measure.columns(task, spec, rows, trainer) if task.measure else result
 
 
-def _language_model(task: Task, recipe: Recipe) -> Any:
+def _step_seconds(trainer: Trainer) -> list[float]:
+    """A list to which every step of this trainer will add how long it takes, without evaluations."""
+    seconds: list[float] = []
+    step = trainer.train_step
+
+    def timed(*given: Any) -> Any:
+        start = perf_counter()
+        loss = step(*given)
+        seconds.append(perf_counter() - start)
+        return loss
+
+    trainer.train_step = timed                  # type: ignore[method-assign, assignment]
+    return seconds
+
+
+def sets_of(task: Task, method: str, model: Classifier, rows: np.ndarray) -> tuple[ClassificationSet, ...]:
+    """(the labelled texts `rows`, valid, test) as the model of a run reads them.
+
+    They are encoded anew for one that has got a tokenizer of its own, and for one whose virtual tokens leave less room.
+    """
+    stage, room = task.methods[method].language_model, backbone_of(model).config.block_size
+    longest = max(len(document) for given in (task.train, task.valid, task.test) for document in given.documents)
+    if not (stage and stage.vocab_size) and longest <= room:
+        return task.train.subset(rows), task.valid, task.test
+    splits = task.splits["train"].subset(rows), task.splits["valid"], task.splits["test"]
+    return tuple(encode(split, model, task.protocol) for split in splits)
+
+
+def fresh_model(task: Task, method: str) -> Classifier:
+    """The classifier of a method before any training, its language model's included."""
+    recipe = task.methods[method]
+    return recipe.classifier(language_model(task, recipe), task.labels, task.protocol.pooling)
+
+
+def language_model(task: Task, recipe: Recipe) -> Any:
     """The pre-trained model, or one of the same sizes with new weights."""
     stored = from_pretrained(task.folder)
     pretrained = backbone_of(stored)
@@ -365,7 +427,7 @@ def _model(task: Task, method: str, rows: np.ndarray) -> Classifier:
     """The classifier of a method, prepared; its language model tuned on the texts of `rows` where the recipe says so."""
     recipe = task.methods[method]
     tuned = task.language_models.get(method)
-    backbone = from_pretrained(tuned).to(task.device, task.dtype) if tuned else _language_model(task, recipe)
+    backbone = from_pretrained(tuned).to(task.device, task.dtype) if tuned else language_model(task, recipe)
     if recipe.language_model and recipe.language_model.texts == "labelled":
         tune_language_model(backbone, task.splits["train"].subset(rows).texts, recipe.language_model)
     return recipe.classifier(backbone, task.labels, task.protocol.pooling)
@@ -376,10 +438,10 @@ def _run_baseline(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[st
     found = tfidf(train.subset(rows).texts, task.train.labels[rows], valid.texts, task.valid.labels, test.texts,
                   weighted_by=train.texts)
     return {"valid_error": found.valid_error, "trainable_parameters": found.parameters,
-            "total_parameters": found.parameters} | _test(task, found.predictions)
+            "total_parameters": found.parameters} | test_columns(task, found.predictions)
 
 
-def _test(task: Task, predictions: np.ndarray) -> dict[str, Any]:
+def test_columns(task: Task, predictions: np.ndarray) -> dict[str, Any]:
     """The test error, and which texts were put into a wrong class, as hex digits of bits: for paired intervals."""
     wrong = predictions != task.test.labels
     return {"error": float(wrong.mean()), "test_texts": len(wrong), "wrong": np.packbits(wrong).tobytes().hex()}

@@ -224,8 +224,8 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 def _missing(folder: Path, name: str) -> str:
     if (folder / "adapter_config.json").exists():
-        return (f"from_pretrained: {folder} holds an adapter (adapter_config.json), no model. Adapters are not read yet: merge "
-                "it into its model where it was trained, and save that model")
+        return (f"from_pretrained: {folder} holds an adapter (adapter_config.json), no model. Load its base, and "
+                "the adapter onto it: tune.load_adapter(model, folder)")
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     found = f"; the folder holds {', '.join(pickles[:6])}. Let whoever made them save safetensors" if pickles else ""
     return (f"from_pretrained: {folder / name} is missing. A model folder holds config.json and model.safetensors; pickled "

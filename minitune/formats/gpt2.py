@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .family import FRACTION, POSITIVE, Arrays, Family, Head, Setting, translate
+from .family import FLAG, FRACTION, POSITIVE, Arrays, Family, Head, Setting, translate
 
 QKV = ("query", "key", "value")
 QUERY = re.compile(r"blocks\.\d+\.attention\.query\.(weight|bias)")
@@ -44,13 +44,19 @@ def unify(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"activation_function": "gelu_new"} if same else config
 
 
+def found(config: dict[str, Any], state: Arrays, settings: dict[str, Any]) -> dict[str, Any]:
+    """Tied, where there is no output matrix and none is due; under a head there may be none of an untied model either."""
+    due = config.get("architectures") == ["GPT2LMHeadModel"] and config.get("tie_word_embeddings") is False
+    return {} if settings else {"tied": not due and "lm_head.weight" not in state}
+
+
 FAMILY = Family(
     title="GPT-2", name="gpt2", architectures=("GPT2LMHeadModel", "GPT2Model"), prefix="transformer.",
     sizes={"vocab_size": Setting("vocab_size"), "n_positions": Setting("block_size"), "n_layer": Setting("n_layer"),
            "n_head": Setting("n_head"), "n_embd": Setting("n_embd"), "embd_pdrop": Setting("dropout", FRACTION, 0.1),
            "resid_pdrop": Setting("dropout", FRACTION, 0.1), "n_inner": Setting("n_inner", default=None),
-           "layer_norm_epsilon": Setting("eps", POSITIVE, 1e-5)},
-    fixed={"activation_function": "gelu_new", "tie_word_embeddings": True, "scale_attn_weights": True,
+           "layer_norm_epsilon": Setting("eps", POSITIVE, 1e-5), "tie_word_embeddings": Setting("tied", FLAG, True)},
+    fixed={"activation_function": "gelu_new", "scale_attn_weights": True,
            "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     written={"attn_pdrop": 0.0},
     names={"token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f",
@@ -59,8 +65,9 @@ FAMILY = Family(
            "blocks.{i}.mlp.up": "h.{i}.mlp.c_fc", "blocks.{i}.mlp.down": "h.{i}.mlp.c_proj"},
     transposed=("attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight", "attn.c_attn.weight"),
     ignored=r"\bh\.\d+\.attn\.(masked_)?bias$",                 # causal masks, which old files hold
-    tied=lambda config: {"lm_head.weight": "transformer.wte.weight"},
-    heads=(Head("classifier", "GPT2ForSequenceClassification", {"head": "score"}, {"pooling": "last"}),
-           Head("token_classifier", "GPT2ForTokenClassification", {"head": "classifier"})),
-    unify=unify, join=join, split=split,
+    outside={"lm_head": "lm_head"},
+    tied=lambda config: {} if config.get("tie_word_embeddings") is False else {"lm_head.weight": "transformer.wte.weight"},
+    heads=(Head("classifier", "GPT2ForSequenceClassification", {"head": "score"}, {"pooling": "last"}, lacks=("lm_head",)),
+           Head("token_classifier", "GPT2ForTokenClassification", {"head": "classifier"}, lacks=("lm_head",))),
+    unify=unify, join=join, split=split, found=found,
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..data import Batch
 from ..formats import gpt2
-from ..nn import Dropout, Embedding, LayerNorm, TransformerBlock, recompute
+from ..nn import Dropout, Embedding, LayerNorm, Linear, TransformerBlock, recompute
 from ..nn.cache import KVCache
 from ..tensor import Tensor
 from .backbone import check_length
@@ -18,7 +18,7 @@ from .language_model import LanguageModel
 class GPTConfig:
     """The sizes of a GPT: V tokens, at most `block_size` positions, layers, heads, C = n_embd channels.
 
-    `n_inner` channels inside the MLP (None: 4 n_embd).
+    `n_inner` channels inside the MLP (None: 4 n_embd). `tied` makes the output matrix the token embedding.
     """
 
     vocab_size: int
@@ -29,6 +29,7 @@ class GPTConfig:
     dropout: float = 0.0
     n_inner: int | None = None
     eps: float = 1e-5
+    tied: bool = True
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -51,6 +52,7 @@ class GPT(LanguageModel):
         self.blocks = [TransformerBlock(config.n_embd, config.n_head, config.n_layer, config.dropout, config.n_inner,
                                         config.eps) for _ in range(config.n_layer)]
         self.norm = LayerNorm(config.n_embd, config.eps)
+        self.lm_head = None if config.tied else Linear(config.n_embd, config.vocab_size, bias=False)
 
     def features(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """What the model makes of every token, before any head: (B, T, C). With a cache, the batch goes on where it ends."""
@@ -67,5 +69,5 @@ class GPT(LanguageModel):
     def layer_groups(self) -> Groups:
         """(name, modules) from the input to the output: what is unfrozen step by step."""
         blocks: Groups = [(f"blocks.{i}", [block]) for i, block in enumerate(self.blocks)]
-        blocks[-1][1].append(self.norm)
+        blocks[-1][1].extend([self.norm, self.lm_head] if self.lm_head else [self.norm])
         return [("embeddings", [self.token_embedding, self.position_embedding]), *blocks]

@@ -49,6 +49,13 @@ class LanguageModel(Backbone, Generative):
         """The summed cross-entropy in nats of `targets` (B, T), predicted from the features x (B, T, C)."""
         return ops.linear_cross_entropy(x, self.output_weight(), targets, self.output_bias())
 
+    def without_head(self, pooler: bool = False, output: bool = False) -> Any:
+        """A copy with the same Parameters; without an output matrix of its own where a head does not read it."""
+        bare = self.sharing_parameters()
+        if self.lm_head and not output:
+            bare.lm_head, bare.headless = None, True
+        return bare
+
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, int, float]]:
         """{term: (sum of losses, count, weight)}: the cross-entropy of each next token, in nats."""
         return {"language_model": (self.language_loss(self.features(batch), batch.targets), batch.supervised, 1.0)}

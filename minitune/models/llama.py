@@ -148,13 +148,6 @@ class Llama(LanguageModel):
                 x = block(x, batch.first, batch.last, rotate, cache)
         return self.norm(x)
 
-    def without_head(self, pooler: bool = False, output: bool = False) -> Llama:
-        """A copy with the same Parameters; without an output matrix of its own where a head does not read it."""
-        bare = self.sharing_parameters()
-        if self.lm_head and not output:
-            bare.lm_head, bare.headless = None, True
-        return bare
-
     def layer_groups(self) -> Groups:
         """(name, modules) from the input to the output: what is unfrozen step by step."""
         blocks: Groups = [(f"blocks.{i}", [block]) for i, block in enumerate(self.blocks)]

@@ -115,21 +115,23 @@ class Certificate:
 
     def __str__(self) -> str:
         checked = "not probed" if self.gap is None else f"logits moved by at most {self.gap:.2g} (largest {self.largest:.3g})"
-        return f"merged {len(self.layers)} LoRA layers; {checked}"
+        return f"merged {len(self.layers)} adapted layers; {checked}"
 
 
-def merge(model: Module, probe: Any = None) -> Certificate:
+def merge(model: Module, probe: Any = None, untie: bool = False) -> Certificate:
     """Replaces every adapted layer, which is one that has `merged()`, by the plain one that this makes.
 
     A LoRALinear becomes a Linear of weight W + scale * B A, summed in float64, rounded once.
     `probe`, a batch or ids (B, T), is run before and after, and the certificate says how far the logits moved.
-    Raises ValueError where there is nothing to merge, or where a weight is tied to another layer, which merging would
-    change as well; RuntimeError where the probe's logits are not finite. Nothing is changed then.
+    A weight that is tied to another layer is refused, unless `untie`: the merged layer then has a weight of its own, and
+    the other keeps what it has. Raises ValueError for a tie, and where there is nothing to merge; RuntimeError where the
+    probe's logits are not finite. Nothing is changed then.
     """
     layers: dict[str, Any] = {name: part for name, part in model.named_modules() if hasattr(part, "merged")}
     if not layers:
         raise ValueError("merge: the model has no adapted layers")
-    _refuse_tied(model, layers)
+    if not untie:
+        _refuse_tied(model, layers)
     before = None if probe is None else _logits(model, probe)
     certificate = Certificate(layers, None, None)
     for name, merged in {name: layer.merged() for name, layer in layers.items()}.items():      # made before one is put in
@@ -159,7 +161,7 @@ def _refuse_tied(model: Module, layers: dict[str, Any]) -> None:
     for base, name in bases.items():
         if others := [owner for weight, owner in owners if weight == base and owner != f"{name}.base"]:
             raise ValueError(f"merge: the weight of {name} is tied to {', '.join(others)}, which would no longer share "
-                             "it. Give one of them a copy of its own first")
+                             "it. Merge with untie=True, or give one of them a copy of its own first")
 
 
 def _logits(model: Module, probe: Any) -> np.ndarray:

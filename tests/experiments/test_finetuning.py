@@ -85,7 +85,7 @@ def test_lora_is_merged_and_certified(toy, backbone):
     made = tune(toy, backbone, method="lora")
     assert not any(isinstance(part, LoRALinear) for _, part in made.model.named_modules())
     assert len(made.certificate.layers) == 6 and made.certificate.gap < 1e-5 * made.certificate.largest + 1e-6
-    assert made.notes[-1] == str(made.certificate) and "merged 6 LoRA layers; logits moved by at most" in made.notes[-1]
+    assert made.notes[-1] == str(made.certificate) and "merged 6 adapted layers; logits moved by at most" in made.notes[-1]
     assert tune(toy, backbone).certificate is None
 
 

@@ -208,7 +208,7 @@ def test_with_a_tokenizer_transformers_finds_the_end_of_padded_rows(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [
-    {"activation_function": "relu"}, {"tie_word_embeddings": False}, {"scale_attn_weights": False},
+    {"activation_function": "relu"}, {"scale_attn_weights": False},
     {"scale_attn_by_inverse_layer_idx": True}], ids=lambda s: next(iter(s)))
 def test_a_model_that_computes_something_else_is_refused_by_name(tmp_path, settings):
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**SHAPES[0], **settings)).save_pretrained(tmp_path)

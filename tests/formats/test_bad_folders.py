@@ -166,7 +166,8 @@ BAD = {
                    "problem_type is 'regression', expected single- or multi_.*There is no regression head"),
     # which files there are
     "an adapter": ("gpt", lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
-                   r"holds an adapter \(adapter_config\.json\), no model\. Adapters are not read yet: merge it into its model"),
+                   r"holds an adapter \(adapter_config\.json\), no model\. Load its base, and the adapter onto it: "
+                   r"tune\.load_adapter"),
     "config gone": ("gpt", lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
     "weights gone": ("gpt", lambda folder: (folder / WEIGHTS).unlink(), r"model\.safetensors is missing"),
     "pickle": ("gpt", only("pytorch_model.bin"), r"pickled weights .* are not read.*holds pytorch_model\.bin"),

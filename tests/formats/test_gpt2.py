@@ -125,7 +125,6 @@ def test_labels_without_names_are_numbered(folder):
 
 @pytest.mark.parametrize("entries, complaint", [
     ({"activation_function": "relu"}, "activation_function is 'relu', expected 'gelu_new'"),
-    ({"tie_word_embeddings": False}, "tie_word_embeddings is False, expected True"),
     ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0, expected a number above 0"),
     ({"scale_attn_weights": False}, "scale_attn_weights is False, expected True"),
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, expected False"),
@@ -139,10 +138,10 @@ def test_a_config_of_another_model_is_refused(folder, entries, complaint):
 
 def test_all_reasons_are_listed(folder):
     change(folder, config=lambda entries: without("n_layer", "n_head")(entries) | {
-        "activation_function": "relu", "tie_word_embeddings": False})
+        "activation_function": "relu", "scale_attn_weights": False})
     with pytest.raises(ValueError) as error:
         models.from_pretrained(folder)
-    for reason in "n_layer is missing", "n_head is missing", "activation_function is 'relu'", "tie_word_embeddings is False":
+    for reason in "n_layer is missing", "n_head is missing", "activation_function is 'relu'", "scale_attn_weights is False":
         assert reason in str(error.value)
 
 

@@ -233,7 +233,8 @@ def test_merged_and_unmerged_logits_agree_and_the_certificate_says_how_well(make
     gap = np.abs(after - before).max()
     assert certificate.gap == gap < 1e-5        # some float32 roundings of logits about 1
     assert certificate.largest == np.abs(before).max()
-    assert str(certificate) == f"merged 12 LoRA layers; logits moved by at most {gap:.2g} (largest {certificate.largest:.3g})"
+    largest = f"{certificate.largest:.3g}"
+    assert str(certificate) == f"merged 12 adapted layers; logits moved by at most {gap:.2g} (largest {largest})"
 
 
 def test_merging_sums_in_float64_and_rounds_once():
@@ -268,7 +269,7 @@ def test_merging_without_a_probe_says_so():
     tune.apply(model, tune.LoRAConfig(r=2, target_modules="up"))
     certificate = tune.merge(model)
     assert (certificate.gap, certificate.largest) == (None, None)
-    assert str(certificate) == "merged 2 LoRA layers; not probed"
+    assert str(certificate) == "merged 2 adapted layers; not probed"
 
 
 def test_eval_merges_nothing_and_the_probe_leaves_mode_and_randomness_alone():

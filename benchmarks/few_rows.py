@@ -122,8 +122,8 @@ def page(whole: dict[str, Any]) -> list[str]:
         seconds = np.mean([row["seconds"] for row in runs])
         cells += [f"{runs[0]['test_rows']:,}", f"{seconds:.0f}"]
         lines.append(f"| {name} | {runs[0]['classes']} | {' | '.join(cells)} |")
-    return [*lines, "", f"Accuracy in %, differences in points. Every run: [JSON](../benchmarks/results/few_rows.json), made by "
-            f"`{whole['command']}`.", ""]
+    return [*lines, "", f"Accuracy in %, differences in points. Every run: [JSON](../benchmarks/results/few_rows.json), made "
+            f"by `{whole['command']}`.", ""]
 
 
 if __name__ == "__main__":

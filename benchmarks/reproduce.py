@@ -48,6 +48,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/reproduce-DATA, shared by all tables)")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where everything is computed (default: cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations (default: as the model has it)")
     parser.add_argument("--pages", action="store_true", help="run nothing: write the picture and the page from the JSON anew")
     return parser.parse_args()
 
@@ -64,8 +66,10 @@ def measure(options: argparse.Namespace) -> Reproduction:
     out = options.out or ROOT / "runs" / f"reproduce-{options.data}"
     texts = mt.data.load(options.texts) if options.name == RECURRENT else None
     dataset = cut(mt.data.load(options.data))
-    found = reproduce(options.name, dataset, options.base, out, options.scale, options.workers, texts=texts)
-    found.results.settings |= machine() | {"minitune": mt.__version__, "seconds_of_all_runs": seconds(found, out)}
+    found = reproduce(options.name, dataset, options.base, out, options.scale, options.workers, texts=texts,
+                      device=options.device, dtype=options.dtype)
+    found.results.settings |= machine() | {"minitune": mt.__version__, "seconds_of_all_runs": seconds(found, out),
+                                           "device": options.device, "dtype": options.dtype}
     return found
 
 
@@ -87,9 +91,14 @@ def write_pages(found: Reproduction, stem: str) -> None:
 def section(found: Reproduction, stem: str) -> list[str]:
     """What docs/ulmfit.md says of this table and data set."""
     settings = found.results.settings
+    read = [f"Test texts in what may be read of {name} without labels: {said}" for name, said in settings["overlap"].items()]
+    where = f"in {settings['dtype'] or 'float32'} on a GPU" if settings["device"] == "cuda" else "on one core each"
     return ["", f"### {found.title}", "", found.sentence(), "", "```", found.table(), "```", "",
-            f"![{found.title}: the paper's values and ours](images/{stem}.png)", "", *(f"- {note}" for note in found.notes), "",
-            f"The runs took {settings['seconds_of_all_runs'] / 60:,.0f} minutes added up, on one core each. Texts: "
+            f"![{found.title}: the paper's values and ours](images/{stem}.png)", "",
+            *(f"- {note}" for note in [*found.notes, *settings["notes"], *read]), "",
+            f"The runs took {settings['seconds_of_all_runs'] / 60:,.0f} minutes added up, {where}. Best rates at the edge of "
+            f"those tried: {', '.join(settings['rates_at_the_edge']) or 'none'}. From scratch, ended before validation had "
+            f"stalled: {', '.join(settings['scratch_not_stalled']) or 'none'}. Texts: "
             f"{settings['citation']} (fingerprint {settings['fingerprint']}). The paper: {found.paper}. Every run: "
             f"[JSON](../benchmarks/results/{stem}.json), made by `{settings['command']}`.", ""]
 

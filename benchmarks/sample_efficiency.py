@@ -86,9 +86,10 @@ def section(name: str, results: Results) -> list[str]:
             f"Pre-training: {pretraining['tokens_read']:,} tokens read, perplexity {pretraining['perplexity']:.1f} on held-out "
             f"rows. The runs, the choice of rates included, took {results.settings['seconds_of_all_runs'] / 60:.0f} minutes "
             f"added up, on one core each. Best rates at the edge of those tried: "
-            f"{', '.join(results.settings['rates_at_the_edge']) or 'none'}. Texts: {results.settings['citation']} (fingerprint "
-            f"{results.settings['fingerprint']}). Every run: [JSON](../benchmarks/results/sample_efficiency_{name}.json), "
-            f"made by `{results.settings['command']}`.", ""]
+            f"{', '.join(results.settings['rates_at_the_edge']) or 'none'}. From scratch, ended before validation had stalled: "
+            f"{', '.join(results.settings['scratch_not_stalled']) or 'none'}. Texts: {results.settings['citation']} "
+            f"(fingerprint {results.settings['fingerprint']}). Every run: "
+            f"[JSON](../benchmarks/results/sample_efficiency_{name}.json), made by `{results.settings['command']}`.", ""]
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def add_command(commands: Any) -> None:
                             help=f"{meaning} (default: {defaults[name]})")
     parser.add_argument("--lr", type=float, default=defaults["lr"], metavar="RATE", help=f"default: {defaults['lr']}")
     parser.add_argument("--seed", type=natural, default=0, metavar="N")
+    parser.add_argument("--backward", action="store_true",
+                        help="read every text from its end: the second model of a pair for experiments.ulmfit")
     add_device(parser)
     parser.set_defaults(run=run)
 
@@ -43,7 +45,7 @@ def run(options: Any) -> None:
     options, dataset = open_run(options)
     if not options.resume:
         begin(options)
-    settings = Pretraining(**{name: getattr(options, name) for name in (*SIZES, "lr", "seed")})
+    settings = Pretraining(**{name: getattr(options, name) for name in (*SIZES, "lr", "seed", "backward")})
     folder = options.out / "model"
     model = pretrain(dataset, folder, settings, out=options.out, device=options.device, dtype=options.dtype)
     results = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))

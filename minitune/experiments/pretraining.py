@@ -17,7 +17,10 @@ from ..train.checkpoint import checkpoints
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The settings of a pre-training: a GPT of these sizes, `steps` steps of `batch_size` rows of `block_size` tokens."""
+    """The settings of a pre-training: a GPT of these sizes, `steps` steps of `batch_size` rows of `block_size` tokens.
+
+    With `backward` it reads every text from its end, as the second model of ULMFiT's pair does.
+    """
 
     vocab_size: int = 2048
     block_size: int = 128
@@ -29,6 +32,7 @@ class Pretraining:
     lr: float = 2e-3
     held_out: int = 64          # rows kept back to measure perplexity on
     seed: int = 0
+    backward: bool = False
 
 
 def pretrain(dataset: Dataset, folder: str | Path, settings: Pretraining | None = None, progress: bool = True,
@@ -72,6 +76,7 @@ def _model_and_rows(dataset: Dataset, settings: Pretraining) -> tuple[GPT, Langu
         raise ValueError(f"pretrain: expected texts, got the images of {dataset.name}")
     texts = (dataset.unlabelled if "unlabelled" in dataset.splits else dataset.train).texts
     tokenizer = Tokenizer.train(texts, settings.vocab_size)
+    tokenizer.backward = settings.backward
     rows = LanguageModelSet.from_texts(texts, tokenizer, settings.block_size)
     if dataset.kind == "text" and "valid" in dataset.splits:
         parts = rows, LanguageModelSet.from_texts(dataset.valid.texts, tokenizer, settings.block_size)
@@ -86,6 +91,7 @@ def _model_and_rows(dataset: Dataset, settings: Pretraining) -> tuple[GPT, Langu
 
 
 def _check_same(asked: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
+    found = {"backward": False} | found if found else found         # records of before had no other
     differ = [f"{name} {found.get(name)!r}, not {value!r}" for name, value in asked.items() if found.get(name) != value]
     if differ:
         raise ValueError(f"pretrain: {folder} holds another model ({', '.join(differ[:3]) if found else 'no record of how'}"

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Dataset, LanguageModelSet, Tokenizer
-from ..models import Classifier
+from ..data.sources.overlap import without
+from ..models import Classifier, from_pretrained
 from ..nn import Dropout, Module
 from ..optim import SCHEDULES, AdamW
 from ..train import Callback, Trainer, Unfreeze
 from ..train.evaluate import BatchSet
 from ..tune import FullConfig, Unfreezing, apply, chain_thaw, discriminative, gradual, last_only, remap_vocabulary
 from ..tune.apply import Method
+from ..tune.patterns import backbone_of
+from .finetuning import model_folder
 
 BETAS = 0.7, 0.99                               # of Adam, in the paper's section 4.1
 TEXTS = "unlabelled", "labelled"
@@ -31,6 +34,15 @@ def _check(name: str, value: Any, known: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
+def check_numbers(settings: Any, above_0: Sequence[str] = (), **least: int) -> None:
+    """Raises ValueError for the first of the named settings that is neither None nor above 0, or at least what is given."""
+    for name, bound in {**dict.fromkeys(above_0, 0), **least}.items():
+        value = getattr(settings, name)
+        if value is not None and not (value > bound or name in least and value == bound):
+            raise ValueError(f"{type(settings).__name__}: {name} must be {'at least' if name in least else 'above'} {bound}, "
+                             f"got {value}")
+
+
 @dataclass(frozen=True)
 class LanguageModelStage:
     """The second stage: before it sees a label, the language model goes on learning on the texts of the task.
@@ -40,7 +52,7 @@ class LanguageModelStage:
     `least_steps` steps take, up to `most_epochs`, with `batch_size` rows a step of `block_size` tokens (None: the model's).
     `rate` is the last layer's; each layer below has its rate divided by `rate_factor`. With `vocab_size` a tokenizer of so
     many tokens is learned from these texts first, and the model takes on its vocabulary (`tune.remap_vocabulary`); None: the
-    model's own stays.
+    model's own stays. Raises ValueError for what does not exist, and for numbers that cannot work.
     """
 
     texts: str = "unlabelled"
@@ -57,6 +69,8 @@ class LanguageModelStage:
     def __post_init__(self) -> None:
         _check("LanguageModelStage: texts", self.texts, TEXTS)
         _check("LanguageModelStage: schedule", self.schedule, SCHEDULES)
+        check_numbers(self, ("rate",), epochs=1, most_epochs=1, rate_factor=1, batch_size=1, block_size=1, least_steps=0,
+                      vocab_size=1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,8 @@ class Recipe:
     until after the share `thawed` of all steps everything trains; "chain-thaw" trains the head, then each group alone, then
     all; "last" the head; "all" is no schedule: what `method` lets train does so from the first step. `pooling` None is the
     protocol's. `dropout` is that of a transformer's layers while it is tuned (None: as the model has it).
-    Raises ValueError for what does not exist, and for an unfreezing schedule beside a method that freezes by itself.
+    Raises ValueError for what does not exist, for numbers that cannot work, and for an unfreezing schedule beside a method
+    that freezes by itself.
     """
 
     pretrained: bool = True
@@ -86,6 +101,11 @@ class Recipe:
     def __post_init__(self) -> None:
         _check("Recipe: schedule", self.schedule, SCHEDULES)
         _check("Recipe: unfreezing", self.unfreezing, UNFREEZINGS)
+        check_numbers(self, rate_factor=1)
+        if not 0 < self.thawed <= 1:
+            raise ValueError(f"Recipe: thawed is a share of the steps, above 0 and at most 1, got {self.thawed}")
+        if not (0 <= (self.dropout or 0) < 1 and all(0 <= beta < 1 for beta in self.betas)):
+            raise ValueError(f"Recipe: dropout and betas must be from 0 to below 1, got {self.dropout} and {self.betas}")
         if self.unfreezing != "all" and not isinstance(self.method, FullConfig):
             raise ValueError(f"Recipe: unfreezing={self.unfreezing!r} lets train what {self.method} keeps frozen. Take "
                              "unfreezing='all' with it")
@@ -109,8 +129,10 @@ class Recipe:
         schedule, unfreezing = SCHEDULES[self.schedule], UNFREEZINGS[self.unfreezing]
         every = max(1, int(steps * self.thawed) // max(1, len(model.layer_groups()) - 1))
         callbacks = [] if unfreezing is None else [Unfreeze(unfreezing(model, every))]
+        # by its name where that says it all: a checkpoint knows the schedules by theirs, and all functions as one
         return Trainer(model, train, valid, lr=rate, optimizer=AdamW(discriminative(model, self.rate_factor), rate, self.betas),
-                       schedule=lambda step, _: schedule(step, steps), callbacks=callbacks, steps=steps * longest, **settings)
+                       schedule=self.schedule if longest == 1 else lambda step, _: schedule(step, steps), callbacks=callbacks,
+                       steps=steps * longest, **settings)
 
 
 def plain(method: Method, pretrained: bool = True) -> Recipe:
@@ -126,37 +148,61 @@ def set_dropout(model: Module, p: float | None) -> None:
             part.p = p
 
 
+def starting_model(folder: str | Path, pretrained: bool) -> Any:
+    """The model without a head in a folder, or of that name, with its tokenizer: pre-trained, or new weights of its sizes.
+
+    Raises FileNotFoundError for a folder without a model, ValueError for a model without a tokenizer.
+    """
+    stored = from_pretrained(model_folder(folder))
+    if stored.tokenizer is None:
+        raise ValueError(f"expected a model with its tokenizer in {folder}, and tokenizer.json is not there")
+    backbone = backbone_of(stored)
+    model = backbone if pretrained else type(backbone)(backbone.config)
+    model.tokenizer = stored.tokenizer
+    return model
+
+
 def texts_of(dataset: Dataset) -> list[str]:
-    """Every text that may be read without its label, each once: neither valid's nor test's."""
-    splits = [dataset.splits[name] for name in ("unlabelled", "train") if name in dataset.splits]
-    return list(dict.fromkeys(text for split in splits for text in split.texts))        # type: ignore[union-attr]
+    """Every text that may be read without its label, each once: none that is equal, but for case and white space, to one of
+    valid or test."""
+    read, held_out = ([text for name in names if name in dataset.splits
+                       for text in dataset.splits[name].texts]                           # type: ignore[union-attr]
+                      for names in (("unlabelled", "train"), ("valid", "test")))
+    return without(read, held_out)
 
 
 def tune_language_model(model: Any, texts: list[str], stage: LanguageModelStage, valid: list[str] | None = None,
                         out: str | Path | None = None, callbacks: tuple[Callback, ...] = (),
-                        progress: bool | str = False) -> Trainer:
+                        progress: bool | str = False, dropout: float | None = None) -> Trainer:
     """Trains a language model in place on texts, as `stage` says, and returns its ended Trainer.
 
-    The model has its `tokenizer`; where the stage has a `vocab_size`, it gets another.
+    The model has its `tokenizer`; where the stage has a `vocab_size`, it gets another. `dropout` is that of the recipe.
     With the texts of `valid`, the weights that predict these best are kept: few texts are soon known by heart. With `out` it
-    writes checkpoints there, and goes on from the last.
+    writes checkpoints there, and goes on from the last. Texts of less than two tokens have nothing to predict and are left out.
+    Raises ValueError where no text is left to learn from.
     """
+    if not texts:
+        raise ValueError("tune_language_model: expected texts to learn from, got none")
     if stage.vocab_size:
         tokenizer = Tokenizer.train(texts, stage.vocab_size)
         tokenizer.backward = model.tokenizer.backward
         remap_vocabulary(model, tokenizer)
+    set_dropout(model, dropout)
     block_size = stage.block_size or model.config.block_size
-    sets = [_rows(model, given, block_size) for given in (texts, valid) if given]
-    epoch = len(sets[0]) / stage.batch_size
+    train, measured = (_rows(model, given, block_size) for given in (texts, valid or []))
+    if train is None:
+        raise ValueError(f"tune_language_model: none of the {len(texts):,} texts has two tokens, one to predict the other from")
+    epoch = max(1, len(train) / stage.batch_size)           # fewer rows than a batch are read whole in each step
     steps = ceil(max(stage.epochs * epoch, min(stage.least_steps, stage.most_epochs * epoch)))
-    trainer = Trainer(model, *sets, steps=steps, lr=stage.rate, schedule=stage.schedule, batch_size=stage.batch_size,
+    trainer = Trainer(model, train, measured, steps=steps, lr=stage.rate, schedule=stage.schedule, batch_size=stage.batch_size,
                       optimizer=AdamW(discriminative(model, stage.rate_factor), stage.rate, BETAS),
                       evaluate_every=max(1, steps // 8), out=out, callbacks=callbacks, progress=progress)
     trainer.fit(resume=out is not None)
     return trainer
 
 
-def _rows(model: Any, texts: list[str], block_size: int) -> LanguageModelSet:
-    """The texts as rows of `block_size` tokens; too few for one make one shorter row."""
-    documents = [model.tokenizer.frame(ids) for ids in model.tokenizer.encode_batch(texts)]
-    return LanguageModelSet(documents, min(block_size, sum(map(len, documents))))
+def _rows(model: Any, texts: list[str], block_size: int) -> LanguageModelSet | None:
+    """The texts as rows of `block_size` tokens; too few for one make one shorter row, texts without a target None."""
+    framed = [model.tokenizer.frame(ids) for ids in model.tokenizer.encode_batch(texts)]
+    documents = [ids for ids in framed if len(ids) > 1]
+    return LanguageModelSet(documents, min(block_size, sum(map(len, documents)))) if documents else None

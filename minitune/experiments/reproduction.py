@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, backend
-from ..data import Dataset
-from ..formats.folder import find_model, read_json, write_text
+from ..data import Dataset, overlap
+from ..formats.folder import read_json, write_text
 from ..models import AWDLSTM, AWDLSTMConfig, from_pretrained
 from ..show import interval_curves
 from ..show.reproduction import paper_and_here
 from ..train import remove_checkpoints
+from .finetuning import model_folder
 from .published import CURVES, DATA, FACTORS_AT, PUBLISHED, TRAINING_TEXTS, VALIDATION, figures
 from .recipe import texts_of, tune_language_model
 from .results import SCRATCH, Estimate, Results
+from .runner import refuse_threads
 from .sample_efficiency import sample_efficiency
-from .ulmfit_tables import RATES, RATES_OF_CURVE, ROWS, SCALES, Row, Scale
+from .ulmfit_tables import PAPERS_FACTOR, RATES, RATES_OF_CURVE, ROWS, SCALES, Row, Scale
 
 CURVE, RECURRENT = "ulmfit.figure3", "ulmfit.table5"
 COMPARABLE = ("Comparable: which of two rows errs less. They are made with the same labels, seeds and test texts, and differ "
@@ -198,33 +200,37 @@ def _reproduction(name: str, results: Results, notes: Sequence[str]) -> Reproduc
 
 
 def reproduce(name: str, dataset: Dataset, base: str | Path, out: str | Path, scale: str | Scale = "small", workers: int = 1,
-              progress: bool = True, executor: Executor | None = None, texts: Dataset | None = None) -> Reproduction:
+              progress: bool = True, executor: Executor | None = None, texts: Dataset | None = None, device: str = "cpu",
+              dtype: str | None = None) -> Reproduction:
     """Runs a table or a figure of a paper on a data set and returns it beside the paper's, run by run in the folder `out`.
 
     `name` is "ulmfit.table4" to "ulmfit.table7" or "ulmfit.figure3"; `dataset` one of those that the paper reports; `base` the
-    folder of the pre-trained model, or the name of one that comes with the package. `scale` says how large: "small" is for two
-    cores, "full" the whole training set. Table 5 makes two bases of its own, with the tokenizer of `base`, from `texts`. Tables
-    may share `out`: a language model that they have in common is tuned once. Called again it goes on where it stopped;
-    `workers` and `executor` are as in `sample_efficiency`.
-    Raises ValueError for a name, data set or scale that is not there, and for table 5 without texts.
+    folder of the pre-trained model or of the run that made it, or the name of one that comes with the package. `scale` says how
+    large: "small" is for two cores, "full" the whole training set. Table 5 makes two bases of its own, with the tokenizer of
+    `base`, from `texts`. Tables may share `out`: a language model that they have in common is tuned once. Called again it goes
+    on where it stopped; `workers`, `executor`, `device` and `dtype` are as in `sample_efficiency`.
+    Raises ValueError for a name, data set or scale that is not there, an executor of threads, and for table 5 without texts.
     """
     figures(name, dataset.name)
-    size, base = _scale(scale), find_model(base)
+    refuse_threads(executor)
+    size, base = _scale(scale), model_folder(base)
     rows = ROWS[name](size)
     protocol = (size.protocol_of_curve if name == CURVE else size.protocol_of)(rows, len(dataset.train))
     measure = partial(sample_efficiency, dataset, out=out, protocol=protocol, baseline=name == CURVE, workers=workers,
-                      progress=progress, executor=executor)
+                      progress=progress, executor=executor, device=device, dtype=dtype)
     if name == RECURRENT:
         if texts is None:
             raise ValueError(f"reproduce: {name} pre-trains its own language models. Give it something to read: "
                              "texts=data.load('wikitext2')")
-        bases = {row.name: _recurrent_base(Path(out), base, texts, size, share, progress)
-                 for row, share in zip(rows, (0.0, size.regularization), strict=True)}
-        results = _together([measure(backbone=bases[row.name], methods={row.name: row.recipe}) for row in rows])
-        results.settings["bases"] = {row: read_json(folder / "pretraining.json") for row, folder in bases.items()}
+        folders = {row.name: _recurrent_base(Path(out), base, texts, size, share, progress, device, dtype)
+                   for row, share in zip(rows, (0.0, size.regularization), strict=True)}
+        bases = {row: read_json(folder / "pretraining.json") for row, folder in folders.items()}
+        results = _together([measure(backbone=folders[row.name], methods={row.name: row.recipe}) for row in rows])
+        results.settings["overlap"] |= {texts.name: str(overlap(texts_of(texts), dataset.test.texts))}
     else:
+        bases = {"every row": _described(from_pretrained(base))}        # before the runs: what is wrong with it is told now
         results = measure(backbone=base, methods={row.name: row.recipe for row in rows})
-        results.settings["bases"] = {"every row": _described(from_pretrained(base))}
+    results.settings["bases"] = bases
     results.settings["scale"] = scale if isinstance(scale, str) else repr(scale)
     return _reproduction(name, results, _notes(name, dataset, rows, size, results))
 
@@ -239,7 +245,8 @@ def _described(model: Any) -> dict[str, Any]:
     return {"model": type(model).__name__, "parameters": model.num_parameters()}
 
 
-def _recurrent_base(out: Path, base: str | Path, texts: Dataset, scale: Scale, share: float, progress: bool) -> Path:
+def _recurrent_base(out: Path, base: str | Path, texts: Dataset, scale: Scale, share: float, progress: bool,
+                    device: str = "cpu", dtype: str | None = None) -> Path:
     """The folder of a recurrent model that has read `texts` with this share of the paper's regularisers; made once."""
     tokenizer: Any = from_pretrained(base).tokenizer
     paper: dict[str, Any] = asdict(AWDLSTMConfig(tokenizer.vocab_size))
@@ -254,12 +261,13 @@ def _recurrent_base(out: Path, base: str | Path, texts: Dataset, scale: Scale, s
     backend.seed(0)
     model = AWDLSTM(config)
     model.tokenizer = tokenizer
+    model.to(device, dtype)
     valid = texts.valid.texts if "valid" in texts.splits else None
     trainer = tune_language_model(model, texts_of(texts), scale.pretraining, valid, folder,
                                   progress="pre-training an LSTM" if progress else False)
     rows: Any = trainer.train
     measured = {"tokens_read": trainer.step * trainer.batch_size * rows.ids.shape[1],
-                "perplexity": trainer.history.rows[-1].get("valid_perplexity")}
+                "perplexity": trainer.best.measured["perplexity"] if trainer.best else None}       # of the weights kept
     write_text(folder / "pretraining.json", json.dumps(asked | _described(model) | measured, indent=2) + "\n")
     model.save_pretrained(folder)               # last: it says that the folder is whole
     remove_checkpoints(folder)
@@ -275,7 +283,8 @@ def _together(parts: Sequence[Results]) -> Results:
     settings = dict(parts[0].settings)
     for name in ("recipes", "language_models"):
         settings[name] = {key: value for part in parts for key, value in part.settings[name].items()}
-    settings["rates_at_the_edge"] = [edge for part in parts for edge in part.settings["rates_at_the_edge"]]
+    for name in ("rates_at_the_edge", "scratch_not_stalled", "sweep"):
+        settings[name] = [entry for part in parts for entry in part.settings[name]]
     return Results([row for part in parts for row in part.rows], settings)
 
 
@@ -283,19 +292,32 @@ def _together(parts: Sequence[Results]) -> Results:
 
 def _notes(name: str, dataset: Dataset, rows: Sequence[Row], scale: Scale, results: Results) -> list[str]:
     """Sentences on what of a reproduction compares with the paper and what does not."""
-    seeds = len({row["seed"] for row in results.rows})
     used = "" if name == CURVE else f", of which {results.sizes[0]:,} are used"
     bases = "; ".join(f"{_base(base)} ({row})" for row, base in results.settings["bases"].items())
     chosen = ", ".join(f"{row.name} {results.runs(row.name, results.sizes[0])[0]['rate']:g}" for row in rows)
     notes = [COMPARABLE,
              f"Not comparable: the errors themselves. The paper's: {VALIDATION}. Here: the error on {len(dataset.test):,} test "
-             f"texts of the weights that did best on {len(dataset.valid):,} validation texts; {seeds} seeds.",
+             f"texts of the weights that did best on {len(dataset.valid):,} validation texts.",
+             _seeds(results),
              f"The paper has {TRAINING_TEXTS[DATA[dataset.name]]:,} training texts with labels; here there are "
              f"{len(dataset.train):,}{used}.",
              "The paper's base is an AWD-LSTM of 3 layers of 1,150 units that has read 103 million words of Wikipedia. Here: "
              f"{bases}.",
              f"{RATES_OF_CURVE if name == CURVE else RATES} Chosen: {chosen}.", f"Scale: {scale.note or 'as given'}."]
+    stages = [stage for row in rows if (stage := row.recipe.language_model)]
+    factors = sorted({stage.rate_factor for stage in stages} - {1.0, PAPERS_FACTOR})
+    notes += [f"Discriminative rates of the language model's stage: each layer learns at the rate of the one above divided by "
+              f"{factor:g}; the paper divides by {PAPERS_FACTOR:g}, as the classifier's stage does here." for factor in factors]
     return [*notes, *(f"{row.name}: {row.note}." for row in rows if row.note)]
+
+
+def _seeds(results: Results) -> str:
+    """How many seeds each label count has, and what that means for the intervals."""
+    counts = {n: max(len(results.runs(name, n)) for name in results.methods if n in results.sizes_of(name))
+              for n in results.all_sizes}
+    said = ", ".join(f"{seeds} at {n:,} labels" for n, seeds in counts.items())
+    return (f"Seeds: {said}. Intervals from 2 to 5 seeds tend to be too narrow even though they are widened for it; with 1 "
+            "seed an interval is of the test texts alone, and does not say how runs differ.")
 
 
 def _base(base: dict[str, Any]) -> str:

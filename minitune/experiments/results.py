@@ -64,7 +64,8 @@ class Results:
 
     def error(self, method: str, labels: int) -> Estimate:
         """The mean test error over the seeds, with its interval."""
-        return self.mean("error", method, labels), *interval(self._resampled(method, labels))
+        low, high = interval(self._resampled(method, labels))
+        return self.mean("error", method, labels), max(low, 0.0), min(high, 1.0)        # few seeds may be stretched beyond
 
     def difference(self, method: str, other: str, labels: int) -> Estimate:
         """error(method) - error(other) at the same labels, seeds and test texts, with its interval."""

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,9 +28,12 @@ def run(specs: Sequence[Spec], work: Callable[[Spec], dict[str, Any]], file: str
 
     With `file`, each line is appended there as soon as its run ends, and a spec whose every entry stands in a line
     already is not run: start the same call again after an interruption and it goes on. With `executor`, runs go side by
-    side; `work` and `specs` must then be picklable. `progress` names a progress bar, or is the one of a larger whole.
-    Raises RunFailed, naming the spec, where `work` raises; finished lines stay.
+    side, each in a process that makes one at a time; `work` and `specs` must then be picklable. `progress` names a progress
+    bar, or is the one of a larger whole.
+    Raises RunFailed, naming the spec, where `work` raises; finished lines stay. Raises ValueError for an executor of threads:
+    they share the random numbers of one process, and would take them from each other.
     """
+    refuse_threads(executor)
     if not specs:
         return []
     known = {_key(line, specs[0]): line for line in read_lines(file)} if file else {}
@@ -44,6 +47,13 @@ def run(specs: Sequence[Spec], work: Callable[[Spec], dict[str, Any]], file: str
                 append_line(file, line)
             bar.update()
     return [known[_key(spec, spec)] for spec in specs]
+
+
+def refuse_threads(executor: Executor | None) -> None:
+    """Raises ValueError for an executor of threads; an experiment asks before its first hour of work."""
+    if isinstance(executor, ThreadPoolExecutor):
+        raise ValueError("run: the runs of a ThreadPoolExecutor would take random numbers from each other, and none could be "
+                         "repeated. Give an executor of processes, such as ProcessPoolExecutor, or workers=2")
 
 
 def _bar(progress: str | tqdm, runs: int) -> AbstractContextManager[tqdm]:
@@ -97,8 +107,9 @@ def append_line(file: str | Path, line: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "ab+") as out:
         out.seek(0)
-        whole = out.read().rfind(b"\n") + 1
-        out.truncate(whole)
+        found = out.read()
+        if not found.endswith(b"\n"):           # cut only then: another process may write whole lines to the same file
+            out.truncate(found.rfind(b"\n") + 1)
         out.write(json.dumps(line).encode() + b"\n")
         out.flush()
         os.fsync(out.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__, backend
-from ..data import ClassificationSet, Dataset, Split, nested_subsets
+from ..data import ClassificationSet, Dataset, Split, nested_subsets, overlap
+from ..formats.folder import WEIGHTS
 from ..models import Classifier, from_pretrained
 from ..train import Callback, Trainer, predict, remove_checkpoints
 from ..tune import FullConfig
@@ -32,9 +34,9 @@ from ..tune.apply import Method
 from ..tune.patterns import backbone_of
 from .baseline import require_scikit_learn, tfidf
 from .finetuning import TUNING, model_folder
-from .recipe import LanguageModelStage, Recipe, plain, set_dropout, texts_of, tune_language_model
+from .recipe import LanguageModelStage, Recipe, plain, starting_model, texts_of, tune_language_model
 from .results import BASELINE, SCRATCH, Results
-from .runner import append_line, read_lines, run, worker_pool
+from .runner import append_line, read_lines, refuse_threads, run, worker_pool
 
 METHODS: dict[str, Method | Recipe] = {SCRATCH: plain(FullConfig(), pretrained=False), **TUNING}
 ULMFIT: dict[str, Method | Recipe] = {
@@ -79,7 +81,7 @@ class Protocol:
 
     def sizes_of(self, method: str) -> tuple[int, ...]:
         """The label counts that a method is run with."""
-        return (*self.sizes, *self.scratch_sizes) if method in (SCRATCH, BASELINE) else self.sizes
+        return tuple(dict.fromkeys((*self.sizes, *(self.scratch_sizes if method in (SCRATCH, BASELINE) else ()))))
 
     def seeds_of(self, labels: int) -> tuple[int, ...]:
         """The seeds of the runs with so many labels."""
@@ -139,16 +141,20 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     `backbone` is the folder of a pre-trained model of texts with its tokenizer, or the name of one that comes with minitune;
     "scratch" starts from new weights of the same sizes. `methods` maps names to recipes or plain tuning methods; their rates
     stand in `protocol.rates`. A language model that a recipe tunes on unlabelled texts is tuned once, before all runs, in this
-    process. sweep.jsonl holds the runs that chose the rates, results.jsonl the others, a line a run. Called again it goes on
-    where it stopped.
-    Runs go side by side in the processes of `executor`, any of `concurrent.futures`' kind, or else in `workers` processes of
-    their own: call it under `if __name__ == "__main__":`. `device` and `dtype` are those of `Module.to`, and no part of a line.
-    `measure` adds entries to the lines of results.jsonl.
-    Raises ValueError for a method without rates, a backbone without tokenizer, or more labels than the set has.
+    process; `seconds` of its line are of the call that ended it. sweep.jsonl holds the runs that chose the rates, results.jsonl
+    the others, a line a run. Called again it goes on where it stopped.
+    Runs go side by side in the processes of `executor`, of `concurrent.futures`' kind though not a pool of threads, or else in
+    `workers` processes of their own: call it under `if __name__ == "__main__":`. `device` and `dtype` are those of `Module.to`,
+    and no part of a line. `measure` adds entries to the lines of results.jsonl.
+    The results' settings say what else to know: `overlap`, how many of the test texts occur in those that may be read without
+    labels; `rates_at_the_edge`; `scratch_not_stalled`, runs from scratch that ended before validation had stalled.
+    Raises ValueError for a method without rates, a seed given twice, a backbone without tokenizer, one that is no language
+    model where a recipe tunes that first, an executor of threads, or more labels than the set has.
     """
     protocol, recipes = protocol or Protocol(), as_recipes(methods or METHODS)
     names, backbone = [*recipes, BASELINE] if baseline else list(recipes), model_folder(backbone)
     check(dataset, protocol, names)
+    refuse_threads(executor)
     task, common = make_task(dataset, backbone, recipes, protocol), _common(dataset, backbone, recipes)
     task = replace(task, device=device, dtype=dtype, measure=measure)
     tested = {name: entries | dict(measure.key if measure else {}) for name, entries in common.items()}
@@ -156,7 +162,7 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
     final_specs = _final_specs(protocol, recipes, names, {}, tested)        # here only to be counted: rates come from the sweep
     with tqdm(total=len(sweep_specs) + len(final_specs), unit="run", disable=not progress) as bar:
         lines = _tune_language_models(task, dataset, Path(out), common, bar)
-        task = replace(task, language_models={name: line["folder"] for name, line in lines.items()})
+        task = replace(task, language_models={name: str(_kept_in(out, line)) for name, line in lines.items()})
         work: Callable[[dict[str, Any]], dict[str, Any]] = partial(run_one, task)
         pool: AbstractContextManager[Executor | None] = nullcontext(executor) if executor else worker_pool(workers)
         with pool as given:
@@ -170,7 +176,9 @@ def sample_efficiency(dataset: Dataset, backbone: str | Path, out: str | Path, p
                           "recipes": {name: repr(recipe) for name, recipe in recipes.items()},
                           "language_models": {name: {k: v for k, v in line.items() if k != "folder"}
                                               for name, line in lines.items()},
-                          "rates_at_the_edge": _at_the_edge(best, protocol), "test_groups": dataset.test.groups,
+                          "overlap": {dataset.name: str(overlap(texts_of(dataset), dataset.test.texts))},
+                          "rates_at_the_edge": _at_the_edge(best, protocol),
+                          "scratch_not_stalled": not_stalled(rows, recipes, protocol), "test_groups": dataset.test.groups,
                           "sweep": [{name: row[name] for name in SWEPT} for row in sweep]})
 
 
@@ -190,6 +198,10 @@ def check(dataset: Dataset, protocol: Protocol, names: Sequence[str], caller: st
     lacking = [name for name in names if name != BASELINE and name not in protocol.rates]
     if lacking:
         raise ValueError(f"{caller}: protocol.rates has no learning rates for {', '.join(lacking)}")
+    for name in ("seeds", "sweep_seeds"):
+        given: tuple[int, ...] = getattr(protocol, name)
+        if len(set(given)) < len(given):
+            raise ValueError(f"{caller}: protocol.{name} has a seed twice, {given}: the same run would count as two")
     for size in {n for name in names for n in protocol.sizes_of(name)}:
         nested_subsets(dataset.train.labels, [size], seed=0)        # type: ignore[arg-type]
     if BASELINE in names:
@@ -200,8 +212,10 @@ def _common(dataset: Dataset, backbone: str | Path, recipes: Mapping[str, Recipe
     """{method: what all its runs share}. It is part of every line, so that lines of another data set, backbone or version in
     the same file are never taken for these. Of a backbone, a run with new weights reads sizes and tokenizer alone."""
     weights = [file.read_bytes() for file in sorted(Path(backbone).glob("model*.safetensors"))]         # one, or the shards
-    sizes = [repr(backbone_of(from_pretrained(backbone)).config).encode(), (Path(backbone) / "tokenizer.json").read_bytes()]
-    known = {True: _digest(weights), False: _digest(sizes)}
+    stored = from_pretrained(backbone)
+    sizes = [repr(backbone_of(stored).config).encode(), (Path(backbone) / "tokenizer.json").read_bytes()]
+    sizes += [b"backward"] if stored.tokenizer.backward else []        # tokenizer.json does not say it
+    known = {True: _digest([*weights, *sizes]), False: _digest(sizes)}
     shared = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "minitune": __version__, "backbone": ""}
     return {BASELINE: shared} | {name: shared | {"backbone": known[recipe.pretrained]} for name, recipe in recipes.items()}
 
@@ -228,14 +242,21 @@ def _tune_language_models(task: Task, dataset: Dataset, out: Path, common: Mappi
         stage = recipe.language_model
         if stage and stage.texts == "unlabelled":
             spec = {"pretrained": recipe.pretrained, "stage": repr(stage), "dropout": recipe.dropout, **common[name]}
-            folder = out / "language_models" / sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
-            known = [line for line in read_lines(file) if line["folder"] == str(folder)]
-            if not known:
+            new = spec | {"folder": _digest([json.dumps(spec, sort_keys=True).encode()])}
+            folder = _kept_in(out, new)
+            known = [line for line in read_lines(file) if _kept_in(out, line) == folder]
+            if not known or not (folder / WEIGHTS).exists():
                 bar.set_description("tuning the language model")
-                known = [spec | {"folder": str(folder)} | _tune_on_all(task, recipe, dataset, folder, bar)]
+                known = [new | _tune_on_all(task, recipe, dataset, folder, bar)]
                 append_line(file, known[0])
-            lines[name] = known[0]
+                remove_checkpoints(folder)      # last: without them an interrupted training would begin anew
+            lines[name] = known[-1]
     return lines
+
+
+def _kept_in(out: str | Path, line: Mapping[str, Any]) -> Path:
+    """The folder of a language model; its line has the name alone, so that `out` can be moved."""
+    return Path(out) / "language_models" / Path(line["folder"]).name
 
 
 class _Told(Callback):
@@ -253,11 +274,10 @@ def _tune_on_all(task: Task, recipe: Recipe, dataset: Dataset, folder: Path, bar
     assert recipe.language_model is not None
     backend.seed(0)
     start, model, texts = perf_counter(), language_model(task, recipe), texts_of(dataset)
-    set_dropout(model, recipe.dropout)
-    trainer = tune_language_model(model, texts, recipe.language_model, dataset.valid.texts, folder, (_Told(bar),))
+    trainer = tune_language_model(model, texts, recipe.language_model, dataset.valid.texts, folder, (_Told(bar),),
+                                  dropout=recipe.dropout)
     bar.set_postfix_str("")
     model.save_pretrained(folder)
-    remove_checkpoints(folder)
     rows: Any = trainer.train
     assert trainer.best
     return {"texts": len(texts), "tokens": rows.ids.size, "tokens_read": trainer.step * trainer.batch_size * rows.ids.shape[1],
@@ -301,14 +321,28 @@ def _at_the_edge(best: Mapping[tuple[str, int], float], protocol: Protocol) -> l
             if rate in (min(protocol.rates[name]), max(protocol.rates[name]))]
 
 
+def not_stalled(rows: Sequence[Mapping[str, Any]], recipes: Mapping[str, Recipe], protocol: Protocol) -> list[str]:
+    """Where runs from scratch made all the steps they might and validation had not stalled: longer ones might err less."""
+    scratch = [row for row in rows if row["method"] in recipes and recipes[row["method"]].from_scratch and "steps" in row]
+    ended = Counter((row["method"], row["labels"], row["steps"] == protocol.steps(row["labels"]) * protocol.longest)
+                    for row in scratch)
+    return [f"{name} at {n} labels: {ended[name, n, True]} of {ended[name, n, True] + ended[name, n, False]} runs"
+            for name, n in dict.fromkeys((row["method"], row["labels"]) for row in scratch) if ended[name, n, True]]
+
+
 def make_task(dataset: Dataset, backbone: str | Path, methods: Mapping[str, Method | Recipe], protocol: Protocol) -> Task:
     """Encodes the splits for the pre-trained model in the folder `backbone`."""
     model = from_pretrained(backbone)
     if model.tokenizer is None:
         raise ValueError(f"sample_efficiency: {backbone} must hold a model of texts with its tokenizer.json")
+    recipes = as_recipes(methods)
+    staged = [name for name, recipe in recipes.items() if recipe.language_model]
+    if staged and not hasattr(backbone_of(model), "language_loss"):
+        raise ValueError(f"sample_efficiency: {', '.join(staged)} would tune a language model first, and {backbone} holds none "
+                         f"but a {type(backbone_of(model)).__name__}. Give another backbone, or language_model=None")
     splits: dict[str, Split] = {name: dataset.splits[name] for name in ("train", "valid", "test")}      # type: ignore[misc]
     train, valid, test = (encode(split, model, protocol) for split in splits.values())
-    return Task(str(backbone), dataset.labels, train, valid, test, splits, as_recipes(methods), protocol)
+    return Task(str(backbone), dataset.labels, train, valid, test, splits, recipes, protocol)
 
 
 def encode(split: Split, model: Any, protocol: Protocol) -> ClassificationSet:
@@ -416,11 +450,7 @@ def fresh_model(task: Task, method: str) -> Classifier:
 
 def language_model(task: Task, recipe: Recipe) -> Any:
     """The pre-trained model, or one of the same sizes with new weights."""
-    stored = from_pretrained(task.folder)
-    pretrained = backbone_of(stored)
-    model = pretrained if recipe.pretrained else type(pretrained)(pretrained.config)
-    model.tokenizer = stored.tokenizer
-    return model.to(task.device, task.dtype)
+    return starting_model(task.folder, recipe.pretrained).to(task.device, task.dtype)
 
 
 def _model(task: Task, method: str, rows: np.ndarray) -> Classifier:
@@ -429,7 +459,7 @@ def _model(task: Task, method: str, rows: np.ndarray) -> Classifier:
     tuned = task.language_models.get(method)
     backbone = from_pretrained(tuned).to(task.device, task.dtype) if tuned else language_model(task, recipe)
     if recipe.language_model and recipe.language_model.texts == "labelled":
-        tune_language_model(backbone, task.splits["train"].subset(rows).texts, recipe.language_model)
+        tune_language_model(backbone, task.splits["train"].subset(rows).texts, recipe.language_model, dropout=recipe.dropout)
     return recipe.classifier(backbone, task.labels, task.protocol.pooling)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ import numpy as np
 
 from .. import backend
 from ..data import ClassificationSet, Dataset, LongTextSet, Split
-from ..formats.folder import write_text
+from ..formats.folder import read_json, write_text
 from ..models import Classifier, from_pretrained
 from ..train import RateFinding, RateSweep, Trainer, lr_find, predict_proba, remove_checkpoints, sweep
 from ..tune import Report, report
 from ..tune.patterns import backbone_of
-from .recipe import LanguageModelStage, Recipe, texts_of, tune_language_model
+from .finetuning import ENOUGH, model_folder
+from .recipe import LanguageModelStage, Recipe, check_numbers, starting_model, texts_of, tune_language_model
 
 RECIPE = Recipe(language_model=LanguageModelStage())
+RECORD, LANGUAGE_MODEL, CLASSIFIER = "ulmfit.json", "language_model", "classifier"         # in the folder of a direction
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Labels:
     """The third stage's sizes: passes over the labelled texts, the head's rate, texts a step.
 
     `rate` None: `lr_find` suggests one, and a short training with each of it, a third and three times of it decides on the
-    validation texts, where there are any. Texts longer than the model reads are read in up to `chunks` rows, pooled together.
+    validation texts, where there are at least 100. Texts longer than the model reads are read in up to `chunks` rows, pooled
+    together. Raises ValueError for numbers that cannot work.
     """
 
     rate: float | None = 3e-3
@@ -40,6 +44,9 @@ class Labels:
     batch_size: int = 16
     least_steps: int = 60
     chunks: int = 1
+
+    def __post_init__(self) -> None:
+        check_numbers(self, ("rate",), epochs=1, batch_size=1, least_steps=1, chunks=1)
 
 
 @dataclass
@@ -52,6 +59,9 @@ class ULMFiT:
     """What each stage did: its name, direction, steps, what validation said."""
     reports: list[Report] = field(default_factory=list)
     rates: list[tuple[RateFinding, RateSweep | None]] = field(default_factory=list)
+    """How the rates were found that this call had to find."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should be told."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -92,92 +102,122 @@ def ulmfit(dataset: Dataset, base: str | Path = "minitune-base", out: str | Path
     3. A classifier on it learns the labels of `dataset.train`: rates that fall from layer to layer, a slanted triangle of
        rates over the steps, layers unfrozen from the last on, features pooled over the text, as `recipe` says.
     With `backward_base`, a model whose tokenizer reads `backward`, all this is done once more in that direction, and the
-    probabilities of both are averaged. With `out`, each stage's model and history are written there; called again, it goes on.
-    Raises ValueError for a data set without labels, or a base without its tokenizer.
+    probabilities of both are averaged. The epoch that did best on validation is kept where this has at least 100 texts, else
+    the last. With `out`, each stage's model and history are written there, and ulmfit.json says of which base, data and
+    settings; called again, it goes on, and what has ended is read.
+    Raises ValueError for a data set without labels, a base without its tokenizer or that is no language model, two bases that
+    read in the same direction, and where `out` holds another run.
     """
     if dataset.kind != "classification":
         raise ValueError(f"ulmfit: expected texts with labels, got {dataset.name} of kind {dataset.kind!r}")
-    made = ULMFiT([], (labels or Labels()).chunks)
-    for folder in [base, *([backward_base] if backward_base else [])]:
-        backend.seed(seed)
-        model = general_model(folder, recipe)
-        place = Path(out) / ("backward" if model.tokenizer.backward else "forward") if out else None
+    labels, folders = labels or Labels(), [base, *([backward_base] if backward_base else [])]
+    models = [general_model(folder, recipe, seed) for folder in folders]
+    if len({model.tokenizer.backward for model in models}) < len(models):
+        raise ValueError(f"ulmfit: {base} and {backward_base} both read {_direction(models[0])}. One of a pair reads texts "
+                         "from their end: pretrain it with Pretraining(backward=True)")
+    asked = {"seed": seed, "recipe": repr(recipe), "labels": repr(labels), "fingerprint": dataset.fingerprint}
+    records = [Record(Path(out) / _direction(model) if out else None, {"base": _digest(folder)} | asked)
+               for folder, model in zip(folders, models)]
+    made = ULMFiT([], labels.chunks)
+    if 0 < _validation(dataset) < ENOUGH:
+        made.notes.append(f"{_validation(dataset):,} validation texts are too few to choose an epoch or a rate by: the last "
+                          "weights are kept")
+    for model, record in zip(models, records):
         if recipe.language_model:
-            model, done = task_language_model(model, dataset, recipe, place, progress)
-            made.history.append(done)
-        made.classifiers.append(task_classifier(model, dataset, recipe, labels or Labels(), made, place, progress))
+            backend.seed(seed)
+            model = task_language_model(model, dataset, recipe, made, record, progress)
+        made.classifiers.append(task_classifier(model, dataset, recipe, labels, made, record, seed, progress))
     return made
 
 
-def general_model(base: str | Path, recipe: Recipe) -> Any:
+class Record:
+    """ulmfit.json in the folder of a direction: what is made there, and of each stage that has ended what it did.
+
+    Without a folder it is kept in memory alone. Raises ValueError where the folder holds what was asked for otherwise.
+    """
+
+    def __init__(self, folder: Path | None, asked: dict[str, Any]) -> None:
+        self.folder, self.entries = folder, dict[str, Any](asked=asked)
+        if not folder:
+            return
+        if (folder / RECORD).exists():
+            self.entries = read_json(folder / RECORD)
+            found = self.entries.get("asked", {})
+            wrong = [f"{name} was {found.get(name)}, is {value}" for name, value in asked.items() if found.get(name) != value]
+        else:
+            wrong = [f"{stage} without {RECORD}" for stage in (LANGUAGE_MODEL, CLASSIFIER) if (folder / stage).exists()]
+        if wrong:
+            raise ValueError(f"ulmfit: {folder} holds another run: {'; '.join(wrong)}. Give another folder, or move it away")
+        if not (folder / RECORD).exists():
+            self.keep("asked", asked)
+
+    def keep(self, name: str, entry: Any) -> None:
+        """Adds an entry, and writes all."""
+        self.entries[name] = entry
+        if self.folder:
+            write_text(self.folder / RECORD, json.dumps(self.entries, indent=2) + "\n")
+
+
+def general_model(base: str | Path, recipe: Recipe, seed: int = 0) -> Any:
     """The first stage's language model with its tokenizer, or one of its sizes with new weights.
 
     Raises ValueError for a folder that holds another kind of model, or no tokenizer.
     """
-    stored = from_pretrained(base)
-    backbone = backbone_of(stored)
-    if stored.tokenizer is None or not hasattr(backbone, "language_loss"):
-        raise ValueError(f"ulmfit: expected a language model with its tokenizer in {base}, got {type(stored).__name__}"
-                         f"{'' if stored.tokenizer else ' without tokenizer.json'}")
-    model = backbone if recipe.pretrained else type(backbone)(backbone.config)
-    model.tokenizer = stored.tokenizer
+    backend.seed(seed)
+    model = starting_model(base, recipe.pretrained)
+    if not hasattr(model, "language_loss"):
+        raise ValueError(f"ulmfit: expected a language model in {base}, got {type(model).__name__}")
     return model
 
 
-def task_language_model(model: Any, dataset: Dataset, recipe: Recipe, out: Path | None = None,
-                        progress: bool = True) -> tuple[Any, dict[str, Any]]:
-    """The second stage: (the language model, tuned on the task's texts in place, what was done).
+def task_language_model(model: Any, dataset: Dataset, recipe: Recipe, made: ULMFiT, record: Record,
+                        progress: bool = True) -> Any:
+    """The second stage: the language model, tuned on the task's texts; what was done is added to `made`.
 
-    With `out`, the model is kept in `out/language_model`, and read from there where the same stage has ended before.
+    It is kept in the record's folder, and read from there where the stage has ended before.
     """
-    stage, texts = recipe.language_model, texts_of(dataset)
+    stage, folder = recipe.language_model, record.folder / LANGUAGE_MODEL if record.folder else None
     assert stage is not None
-    if stage.texts == "labelled":
-        texts = dataset.train.texts
-    valid = dataset.splits["valid"].texts if "valid" in dataset.splits else None                # type: ignore[union-attr]
-    folder = out / "language_model" if out else None
-    asked = json.loads(json.dumps({"stage": repr(stage), "pretrained": recipe.pretrained, "fingerprint": dataset.fingerprint}))
-    if folder and (folder / "stage.json").exists():
-        found = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-        if {name: found.get(name) for name in asked} != asked:
-            raise ValueError(f"ulmfit: {folder} holds another language model: {found}. Give another folder, or move it away")
-        return from_pretrained(folder), found["done"]
-    trainer = tune_language_model(model, texts, stage, valid, folder, progress="language model" if progress else False)
-    measured = trainer.best.measured if trainer.best else {}
-    done = {"stage": "language model", "direction": _direction(model), "texts": len(texts), "steps": trainer.step,
-            "loss": trainer.history.rows[-1]["loss"]} | {f"valid {name}": value for name, value in measured.items()}
+    if LANGUAGE_MODEL not in record.entries:
+        texts = dataset.train.texts if stage.texts == "labelled" else texts_of(dataset)
+        valid = dataset.valid.texts if "valid" in dataset.splits else None
+        trainer = tune_language_model(model, texts, stage, valid, folder, dropout=recipe.dropout,
+                                      progress="language model" if progress else False)
+        done = {"stage": "language model", "direction": _direction(model), "texts": len(texts), "steps": trainer.step}
+        if folder:
+            model.save_pretrained(folder)
+        record.keep(LANGUAGE_MODEL, done | _measured(trainer))
+    elif folder:
+        model = from_pretrained(folder)
     if folder:
-        model.save_pretrained(folder)
+        remove_checkpoints(folder)              # last: without them an interrupted training would begin anew
+    made.history.append(record.entries[LANGUAGE_MODEL])
+    return model
+
+
+def task_classifier(backbone: Any, dataset: Dataset, recipe: Recipe, labels: Labels, made: ULMFiT, record: Record,
+                    seed: int = 0, progress: bool = True) -> Classifier:
+    """The third stage: a classifier on a language model; what was done is added to `made`.
+
+    It is kept in the record's folder, and read from there where the stage has ended before. One with adapters, which a model
+    folder has no place for, is made anew from its last checkpoint.
+    """
+    folder = record.folder / CLASSIFIER if record.folder else None
+    entry = record.entries.get(CLASSIFIER)
+    if entry:
+        model: Any = from_pretrained(folder)                    # type: ignore[arg-type]
+    else:
+        run = _fitted(backbone, dataset, recipe, labels, made, record, seed, progress)
+        model = run.model
+        done = {"stage": "classifier", "direction": _direction(model), "texts": len(dataset.train), "steps": run.step,
+                "rate": run.lr} | _measured(run)
+        entry = {"done": done, "report": asdict(report(model, run.optimizer))}
+        if folder and _saved(model, folder):
+            record.keep(CLASSIFIER, entry)
+    if folder and CLASSIFIER in record.entries:
         remove_checkpoints(folder)
-        write_text(folder / "stage.json", json.dumps(asked | {"done": done}, indent=2) + "\n")
-    return model, done
-
-
-def task_classifier(backbone: Any, dataset: Dataset, recipe: Recipe, labels: Labels, made: ULMFiT, out: Path | None = None,
-                    progress: bool = True) -> Classifier:
-    """The third stage: a classifier on a language model; what was done is added to `made`."""
-    train = as_rows(dataset.train, backbone, labels.chunks)
-    valid = as_rows(dataset.valid, backbone, labels.chunks) if "valid" in dataset.splits else None
-    steps = max(labels.least_steps, ceil(labels.epochs * len(train) / labels.batch_size))
-
-    def trainer(rate: float, steps: int = steps, **settings: Any) -> Trainer:
-        model = recipe.classifier(deepcopy(backbone), dataset.labels)      # each classifier has weights of its own
-        return recipe.trainer(model, train, valid, rate=rate, steps=steps, batch_size=labels.batch_size, **settings)
-
-    rate = labels.rate
-    if rate is None:
-        found = lr_find(trainer(1.0, progress=progress))
-        short = partial(trainer, progress=False, steps=max(labels.least_steps, steps // 4))
-        tried = sweep(short, found.around(1)) if valid else None
-        made.rates.append((found, tried))
-        rate = tried.best if tried else found.suggestion
-    run = trainer(rate, out=out / "classifier" if out else None, progress="classifier" if progress else False)
-    run.fit(resume=out is not None)
-    model: Any = run.model
-    made.reports.append(report(model, run.optimizer))
-    measured = run.best.measured if run.best else {}
-    made.history.append({"stage": "classifier", "direction": _direction(model), "texts": len(train), "steps": run.step,
-                         "rate": rate, "loss": run.history.rows[-1]["loss"]} | {f"valid {k}": v for k, v in measured.items()})
+    made.reports.append(Report([tuple(row) for row in entry["report"]["rows"]], entry["report"]["rates"]))
+    made.history.append(entry["done"])
     return model
 
 
@@ -187,6 +227,64 @@ def as_rows(split: Split, model: Any, chunks: int) -> ClassificationSet:
     if chunks > 1 and not backbone_of(model).recurrent:
         return LongTextSet.from_split(split, tokenizer, size, causal, chunks)
     return ClassificationSet.from_split(split, tokenizer, size * chunks, causal)
+
+
+def _fitted(backbone: Any, dataset: Dataset, recipe: Recipe, labels: Labels, made: ULMFiT, record: Record, seed: int,
+            progress: bool) -> Trainer:
+    """The ended training of a classifier, at the rate that is asked for, was found before or is found now."""
+    train = as_rows(dataset.train, backbone, labels.chunks)
+    valid = as_rows(dataset.valid, backbone, labels.chunks) if _validation(dataset) else None
+    choose = _validation(dataset) >= ENOUGH
+    steps = max(labels.least_steps, ceil(labels.epochs * len(train) / labels.batch_size))
+
+    def trainer(rate: float, steps: int = steps, **settings: Any) -> Trainer:
+        backend.seed(seed)                                      # whatever was made before, in this process or another
+        model = recipe.classifier(deepcopy(backbone), dataset.labels)      # each classifier has weights of its own
+        return recipe.trainer(model, train, valid, rate=rate, steps=steps, batch_size=labels.batch_size, keep_best=choose,
+                              **settings)
+
+    rate = labels.rate or record.entries.get("rate")
+    if rate is None:
+        found = lr_find(trainer(1.0, progress=progress))
+        short = partial(trainer, progress=False, steps=max(labels.least_steps, steps // 4))
+        tried = sweep(short, found.around(1)) if choose else None
+        made.rates.append((found, tried))
+        rate = tried.best if tried else found.suggestion
+        record.keep("rate", rate)
+    run = trainer(rate, out=record.folder / CLASSIFIER if record.folder else None,
+                  progress="classifier" if progress else False)
+    run.fit(resume=record.folder is not None)
+    return run
+
+
+def _saved(model: Any, folder: Path) -> bool:
+    """Whether the model could be written into the folder: with adapters in it, it cannot."""
+    try:
+        model.save_pretrained(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def _measured(trainer: Trainer) -> dict[str, float]:
+    """The last training loss, and what validation said of the weights that were kept."""
+    last = trainer.history.rows[-1]
+    valid = trainer.best.measured if trainer.best else {name.removeprefix("valid_"): value for name, value in last.items()
+                                                        if name.startswith("valid_")}
+    return {"loss": last["loss"]} | {f"valid {name}": value for name, value in valid.items()}
+
+
+def _validation(dataset: Dataset) -> int:
+    """How many validation texts there are."""
+    return len(dataset.splits.get("valid", ()))
+
+
+def _digest(base: str | Path) -> str:
+    """Of a model folder's weights, config and tokenizer."""
+    folder, digest = model_folder(base), sha256()
+    for file in [*sorted(folder.glob("model*.safetensors")), folder / "config.json", folder / "tokenizer.json"]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _direction(model: Any) -> str:

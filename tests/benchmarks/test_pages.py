@@ -4,6 +4,9 @@ import json
 
 import pages
 import pytest
+import sample_efficiency
+
+from minitune.experiments import Results
 
 
 def test_the_page_says_of_every_bar_what_the_committed_results_say():
@@ -17,6 +20,19 @@ def test_the_page_of_models_says_what_the_committed_results_say(write):
     text = (pages.ROOT / "docs" / "models_measured.md").read_text(encoding="utf-8")
     lines = "\n".join(write(pages.ROOT / "benchmarks" / "results"))
     assert f"<!-- {write.__name__}: written by benchmarks/pages.py -->\n\n{lines}\n\n<!-- end of" in text
+
+
+@pytest.mark.parametrize("name", ["pydocs", "ag_news_22k"])
+def test_the_page_on_pretraining_and_the_readme_say_what_the_committed_results_say(name):
+    file = pages.ROOT / "benchmarks" / "results" / f"sample_efficiency_{name}.json"
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    results = Results(stored["runs"], stored["settings"])
+    assert stored["sentence"] == results.sentence() and stored["compared"] == results.compared()
+    lines, mark = "\n".join(sample_efficiency.section(name, results)), "written by benchmarks/sample_efficiency.py -->"
+    page = sample_efficiency.PAGE.read_text(encoding="utf-8")
+    assert f"<!-- {name}: {mark}\n{lines}\n<!-- end of {name} -->" in page
+    sentence = results.sentence(sample_efficiency.IN_README[name])
+    assert f"<!-- {name} sentence: {mark}\n**{sentence}**\n" in (pages.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("flags, said", [(["avx2"], True), (["avx2", "avx512f"], False)])

@@ -19,6 +19,7 @@ TINY = Scale(Protocol(seeds=(0, 1), least_steps=4, epochs=1, batch_size=4, evalu
              recurrent={"n_embd": 8, "n_hidden": 8, "n_layer": 1, "block_size": 16})
 WORDS = [["wave", "tide", "shell"], ["tree", "leaf", "moss"]]
 COMMITTED = reproduce.ROOT                      # the tests below write elsewhere
+MEASURED: set[str] = set()                      # the tables whose results are committed, as "ulmfit_table7_trec"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def trec():
     for name, count in {"train": 40, "valid": 20, "test": 30}.items():
         labels = np.arange(count) % 2
         splits[name] = Split([" ".join(random.choice(WORDS[label], 6)) for label in labels], labels)
-    return Dataset("trec", ("sea", "wood"), splits, citation="made up")
+    return Dataset("trec", ("sea", "wood"), splits, citation="made up", notes=("Some texts left train.",))
 
 
 @pytest.fixture
@@ -68,6 +69,10 @@ def test_a_table_is_written_as_result_picture_and_page(command, capsys):
     assert (root / "docs" / "images" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
     page = (root / "docs" / "ulmfit.md").read_text(encoding="utf-8")
     assert found.table() in page and found.sentence() in page and all(note in page for note in found.notes)
+    assert "\n- Some texts left train.\n" in page and "\n- Test texts in what may be read of trec without labels: " in page
+    edges, ended = settings["rates_at_the_edge"], settings["scratch_not_stalled"]
+    assert f"Best rates at the edge of those tried: {', '.join(edges) or 'none'}. From scratch, ended before validation had " \
+           f"stalled: {', '.join(ended) or 'none'}. " in page
     committed = (COMMITTED / "docs" / "ulmfit.md").read_text(encoding="utf-8")
     assert without(page, "ulmfit.table6 trec") == without(committed, "ulmfit.table6 trec")     # all else is as it was
 
@@ -81,10 +86,30 @@ def test_the_page_is_written_anew_from_the_results_alone(command, monkeypatch):
     assert (root / "docs" / "ulmfit.md").read_text(encoding="utf-8") == page
 
 
+def test_device_and_dtype_are_passed_on_and_recorded(command, monkeypatch):
+    given = []
+
+    def noted(*arguments, **settings):
+        given.append((settings["device"], settings["dtype"]))
+        return made(*arguments, **settings | {"device": "cpu", "dtype": None})
+
+    made = reproduce.reproduce
+    monkeypatch.setattr(reproduce, "reproduce", noted)
+    root = command("ulmfit.table4", "trec", "--device", "cuda", "--dtype", "bfloat16")
+    stored = json.loads((root / "benchmarks" / "results" / "ulmfit_table4_trec.json").read_text(encoding="utf-8"))
+    assert given == [("cuda", "bfloat16")] == [(stored["settings"]["device"], stored["settings"]["dtype"])]
+    assert "added up, in bfloat16 on a GPU." in (root / "docs" / "ulmfit.md").read_text(encoding="utf-8")
+
+
 def test_table_5_reads_the_texts_that_are_named(command):
     root = command("ulmfit.table5", "trec", "--texts", "trec")
     stored = json.loads((root / "benchmarks" / "results" / "ulmfit_table5_trec.json").read_text(encoding="utf-8"))
     assert {base["texts"] for base in stored["settings"]["bases"].values()} == {"trec"}
+
+
+def test_the_committed_results_are_those_that_are_named_here():
+    """A table that is measured gets its name into MEASURED; from then on its results cannot go missing unseen."""
+    assert {file.stem for file in (COMMITTED / "benchmarks" / "results").glob("ulmfit_*.json")} == MEASURED
 
 
 def test_the_committed_page_says_what_the_committed_results_say():

@@ -90,6 +90,13 @@ def test_an_interruption_before_anything_is_written_is_begun_again(table, tmp_pa
     assert "the same command goes on from there" in capsys.readouterr().err
 
 
+def test_a_backward_model_for_the_second_of_a_pair(tmp_path):
+    (tmp_path / "book.txt").write_text("\n\n".join(text for text, _ in rows(300, seed=2)), encoding="utf-8")
+    sizes = ["--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--vocab-size", 300, "--block-size", 16, "--batch-size", 4]
+    assert run("pretrain", tmp_path / "book.txt", "--out", tmp_path / "base", "--steps", 2, "--backward", *sizes) == 0
+    assert models.from_pretrained(tmp_path / "base" / "model").tokenizer.backward
+
+
 def test_pretrain_then_finetune_on_text_then_generate(tmp_path, capsys):
     (tmp_path / "book.txt").write_text("\n\n".join(text for text, _ in rows(300, seed=2)), encoding="utf-8")
     sizes = ["--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--vocab-size", 300, "--block-size", 16, "--batch-size", 4]

@@ -1,12 +1,13 @@
 """pretrain: interrupted it goes on and ends the same, another run's folder is left alone, and any texts will do."""
 
 import json
+import shutil
 from dataclasses import replace
 from math import exp
 
 import pytest
 
-from minitune.data import Dataset, Split
+from minitune.data import Dataset, Split, Tokenizer
 from minitune.experiments import pretrain, pretraining
 from minitune.models import from_pretrained
 from minitune.train import Trainer
@@ -54,7 +55,7 @@ def test_no_checkpoint_is_left(toy, halfway):
     assert not (halfway / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"steps": 30}, {"n_embd": 8}, {"vocab_size": 280}])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"steps": 30}, {"n_embd": 8}, {"vocab_size": 280}, {"backward": True}])
 def test_the_beginning_of_another_model_is_refused_and_left_alone(other, toy, halfway, tmp_path):
     before = contents(halfway)
     (name, value), = other.items()
@@ -93,6 +94,25 @@ def test_history_goes_to_out_if_that_is_given(toy, tmp_path):
     assert (tmp_path / "run" / "history.csv").exists() and not (tmp_path / "run" / "checkpoints").exists()
     assert sorted(file.name for file in (tmp_path / "run" / "model").iterdir()) == [
         "config.json", "model.safetensors", "pretraining.json", "tokenizer.json"]
+
+
+def test_a_backward_model_reads_every_text_from_its_end(toy, tmp_path, seen):
+    pretrain(toy, tmp_path, replace(TINY, backward=True), progress=False)
+    model = from_pretrained(tmp_path)
+    forward = Tokenizer.train(toy.unlabelled.texts, TINY.vocab_size)
+    assert model.tokenizer.backward
+    (ids,), (turned,) = (tokenizer.encode_batch(toy.train.texts[:1]) for tokenizer in (forward, model.tokenizer))
+    assert turned == ids[::-1] and seen["train"].ids.ravel()[: len(ids)].tolist() == turned != ids
+
+
+def test_a_record_from_before_there_was_a_direction_is_of_a_forward_model(toy, backbone, tmp_path):
+    shutil.copytree(backbone, tmp_path / "older")
+    record = tmp_path / "older" / "pretraining.json"
+    kept = {name: value for name, value in json.loads(record.read_text()).items() if name != "backward"}
+    record.write_text(json.dumps(kept))
+    assert not pretrain(toy, tmp_path / "older", TINY, progress=False).tokenizer.backward
+    with pytest.raises(ValueError, match="holds another model .backward False, not True"):
+        pretrain(toy, tmp_path / "older", replace(TINY, backward=True), progress=False)
 
 
 @pytest.fixture

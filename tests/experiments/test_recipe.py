@@ -1,5 +1,6 @@
 """Recipes: each switch does what the paper says, and nothing else."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 
 import minitune as mt
 from minitune import tune
-from minitune.data import ClassificationSet
+from minitune.data import ClassificationSet, Dataset, Split
 from minitune.experiments import LanguageModelStage, Protocol, Recipe, sample_efficiency
-from minitune.experiments.recipe import plain, set_dropout, texts_of, tune_language_model
+from minitune.experiments.recipe import plain, set_dropout, starting_model, texts_of, tune_language_model
 from minitune.experiments.runner import read_lines
 from minitune.models import from_pretrained
 from minitune.nn import Dropout
@@ -53,10 +54,25 @@ def test_the_recipe_as_it_stands_is_the_papers(model, toy):
     rates = [by_parameter[id(next(parts[0].parameters()))] for _, parts in classifier.layer_groups()]
     assert rates == pytest.approx([2.6**-2, 2.6**-1, 1.0])                  # embeddings, one block, head
     stlr = SCHEDULES["slanted_triangular"]
-    assert [trainer.schedule(step, 99) for step in range(12)] == [stlr(step, 12) for step in range(12)]
+    assert [trainer.schedule(step, trainer.steps) for step in range(12)] == [stlr(step, 12) for step in range(12)]
     seen = trained_by_step(trainer)
     assert seen[:2] == [["head"]] * 2 and seen[2:4] == [["blocks.0", "head"]] * 2
     assert seen[4:] == [["embeddings", "blocks.0", "head"]] * 8             # after a third everything trains
+
+
+def test_a_run_that_may_go_on_longer_has_the_schedule_of_the_shorter(model, toy):
+    classifier, rows = classifier_and_set(model, toy, Recipe())
+    trainer = Recipe().trainer(classifier, rows, None, rate=1e-2, steps=12, batch_size=4, longest=3, progress=False)
+    stlr = SCHEDULES["slanted_triangular"]
+    assert trainer.steps == 36 and [trainer.schedule(step, 36) for step in range(12)] == [stlr(step, 12) for step in range(12)]
+
+
+def test_a_checkpoint_of_another_schedule_is_refused(model, toy, tmp_path):
+    classifier, rows = classifier_and_set(model, toy, Recipe())
+    settings = {"rate": 1e-2, "steps": 4, "batch_size": 4, "progress": False, "out": tmp_path}
+    Recipe().trainer(classifier, rows, None, **settings).fit()
+    with pytest.raises(ValueError, match="schedule was slanted_triangular, is cosine"):
+        Recipe(schedule="cosine").trainer(classifier, rows, None, **settings).fit(resume=True)
 
 
 def test_other_ways_to_unfreeze(model, toy):
@@ -85,6 +101,45 @@ def test_dropout_is_that_of_the_recipe(model):
     assert {part.p for _, part in model.named_modules() if isinstance(part, Dropout)} == {0.3}
 
 
+def test_dropout_reaches_the_language_model_stage(model, toy):
+    tune_language_model(model, texts_of(toy), STAGE, dropout=0.3)
+    assert {part.p for _, part in model.named_modules() if isinstance(part, Dropout)} == {0.3}
+    tune_language_model(model, texts_of(toy), STAGE)                                       # None leaves it
+    assert {part.p for _, part in model.named_modules() if isinstance(part, Dropout)} == {0.3}
+
+
+def test_the_model_to_start_from_is_that_of_the_folder_or_a_new_one_of_its_sizes(model, backbone, tmp_path):
+    stored, new = starting_model(backbone, True), starting_model(backbone, False)
+    assert stored.config == new.config == model.config and stored.tokenizer.vocabulary == new.tokenizer.vocabulary
+    weights = [{name: p.data for name, p in made.named_parameters()} for made in (model, stored, new)]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not np.array_equal(*(w["token_embedding.weight"] for w in weights[1:]))
+    model.save_pretrained(tmp_path / "run" / "model")                                      # a run's folder holds its model
+    assert starting_model(tmp_path / "run", True).config == model.config
+    model.tokenizer = None
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="expected a model with its tokenizer in .*, and tokenizer.json is not there"):
+        starting_model(tmp_path / "bare", True)
+
+
+@pytest.mark.parametrize("kind, name, wrong, words", [
+    *((LanguageModelStage, name, 0, "at least 1")
+      for name in ("epochs", "most_epochs", "batch_size", "block_size", "vocab_size")),
+    (LanguageModelStage, "rate", 0.0, "above 0"), (LanguageModelStage, "rate_factor", 0.9, "at least 1"),
+    (LanguageModelStage, "least_steps", -1, "at least 0"), (Recipe, "rate_factor", 0.9, "at least 1"),
+    (Recipe, "rate_factor", float("nan"), "at least 1"), (Recipe, "thawed", 0.0, "above 0 and at most 1"),
+    (Recipe, "thawed", 1.5, "above 0 and at most 1"), (Recipe, "dropout", 1.0, "from 0 to below 1"),
+    (Recipe, "betas", (0.9, 1.0), "from 0 to below 1")])
+def test_numbers_that_cannot_work_are_refused_at_once(kind, name, wrong, words):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: .*{name}.*{words}, got .*{re.escape(str(wrong))}"):
+        kind(**{name: wrong})
+
+
+def test_the_numbers_at_the_ends_of_their_ranges_are_taken():
+    assert LanguageModelStage(epochs=1, rate_factor=1.0, least_steps=0).rate_factor == 1
+    assert Recipe(thawed=1.0, dropout=0.0, rate_factor=1.0).thawed == 1
+
+
 def test_errors():
     with pytest.raises(ValueError, match="unfreezing must be one of all, gradual, chain-thaw, last, got 'slow'"):
         Recipe(unfreezing="slow")
@@ -99,6 +154,31 @@ def test_errors():
 def test_the_language_model_reads_every_text_but_those_it_is_measured_on(toy):
     texts = texts_of(toy)
     assert len(texts) == len(set(texts)) and set(texts) == {*toy.unlabelled.texts, *toy.train.texts}
+
+
+def test_what_is_equal_to_a_held_out_text_but_for_case_and_white_space_is_not_read():
+    splits = {"train": Split(["A  film", "read"]), "valid": Split(["VALID"]), "test": Split(["a Film"]),
+              "unlabelled": Split(["valid", " Valid\n", "read", "new"])}
+    assert texts_of(Dataset("films", (), splits, "", kind="text")) == ["read", "new"]
+
+
+def test_without_a_text_to_learn_from_nothing_is_tuned(model):
+    with pytest.raises(ValueError, match="tune_language_model: expected texts to learn from, got none"):
+        tune_language_model(model, [], STAGE)
+    with pytest.raises(ValueError, match="none of the 2 texts has two tokens"):
+        tune_language_model(model, ["", ""], STAGE)
+
+
+def test_empty_texts_are_left_out_of_what_is_measured(model, toy):
+    trainer = tune_language_model(model, ["", *texts_of(toy)], STAGE, ["", *toy.valid.texts, ""])
+    assert min(np.bincount(trainer.valid.owner.ravel(), minlength=1)) > 1
+    assert tune_language_model(model, texts_of(toy), STAGE, ["", ""]).valid is None
+
+
+def test_fewer_rows_than_a_batch_are_read_once_in_each_step(model, toy):
+    stage = LanguageModelStage(batch_size=64, epochs=3, least_steps=0)
+    trainer = tune_language_model(model, toy.train.texts[:8], stage)
+    assert len(trainer.train) < 64 and trainer.step == 3
 
 
 def test_tuning_the_language_model_makes_it_predict_the_tasks_texts(model, toy, tmp_path):

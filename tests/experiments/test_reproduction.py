@@ -1,20 +1,24 @@
 """A paper's tables: the rows and figures are the paper's, and claims on runs with known errors are judged as they should be."""
 
 import json
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from minitune.data import LanguageModelSet, overlap
 from minitune.experiments import LanguageModelStage, Protocol, Results
 from minitune.experiments.published import PUBLISHED, figures
-from minitune.experiments.recipe import Recipe
-from minitune.experiments.reproduction import Claim, CurveReproduction, Reproduction, reproduce
+from minitune.experiments.recipe import Recipe, texts_of
+from minitune.experiments.reproduction import Claim, CurveReproduction, Reproduction, _recurrent_base, reproduce
 from minitune.experiments.runner import read_lines
 from minitune.experiments.sample_efficiency import make_task, run_one
 from minitune.experiments.ulmfit_tables import ROWS, SCALES, Scale, TwoRates
 from minitune.models import Classifier, from_pretrained
+from minitune.train import evaluate
 from minitune.tune.patterns import backbone_of
 
 MODULE = sys.modules["minitune.experiments.sample_efficiency"]      # the package's attribute of this name is the function
@@ -187,6 +191,8 @@ def test_every_row_is_run_with_every_seed_from_one_language_model(finished):
     assert len(found.claims()) == 9 and found.results.settings["bases"]["every row"]["model"] == "GPT"
     notes = "\n".join(found.notes)
     assert "The paper has 5,500 training texts with labels; here there are 40, of which 8 are used." in notes
+    assert "Seeds: 2 at 8 labels. " in notes and "with 1 seed an interval is of the test texts alone" in notes
+    assert "divided by 1.3; the paper divides by 2.6" in notes
     assert "\nchain-thaw: " in notes and "chain-thaw 0.00" in notes        # what to know of the row, and its rate
 
 
@@ -210,8 +216,45 @@ def test_table_5_makes_two_bases_once_that_differ_in_their_regularisers_alone(tr
     assert differ == {name for name in awd if "dropout" in name or "regularization" in name}
     assert {vanilla[name] for name in differ} == {0} and awd["weight_dropout"] == 0.5
     assert len({row["backbone"] for row in found.results.rows}) == 2
+    assert {row["method"] for row in found.results.settings["sweep"]} == set(found.results.methods)
+    assert found.results.settings["overlap"] == {"trec": str(overlap(texts_of(trec), trec.test.texts))}
     monkeypatch.setattr("minitune.experiments.reproduction.tune_language_model", None)
     assert reproduce("ulmfit.table5", trec, backbone, tmp_path, **given).results.rows == found.results.rows
+
+
+def test_the_perplexity_of_a_base_is_that_of_the_weights_that_are_saved(trec, backbone, tmp_path):
+    """At a rate far too high what comes last is worse than the best, which is kept."""
+    scale = replace(TINY, pretraining=replace(TINY.pretraining, rate=10.0, least_steps=12))
+    folder = _recurrent_base(tmp_path, backbone, trec, scale, 0.0, False)
+    model = from_pretrained(folder)
+    rows = LanguageModelSet.from_texts(trec.valid.texts, model.tokenizer, scale.pretraining.block_size)
+    recorded = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))["perplexity"]
+    assert recorded == pytest.approx(evaluate(model, rows)["perplexity"], rel=1e-4)     # batches of other sizes round otherwise
+
+
+def test_device_and_dtype_reach_the_bases_and_every_run(trec, backbone, tmp_path, monkeypatch):
+    reproduction, seen = sys.modules["minitune.experiments.reproduction"], []
+    for module in (reproduction, MODULE):
+        tune = module.tune_language_model
+        monkeypatch.setattr(module, "tune_language_model", lambda model, *given, tune=tune, **settings: seen.append(
+            next(model.parameters()).data.dtype.name) or tune(model, *given, **settings))
+    monkeypatch.setattr(MODULE, "run_one", lambda task, spec: seen.append(task.dtype) or run_one(task, spec))
+    reproduce("ulmfit.table5", trec, backbone, tmp_path, TINY, progress=False, texts=trec, dtype="float64", device="cpu")
+    assert len(seen) == 2 + 2 + 2 * 2 + 2 * 2 and set(seen) == {"float64"}     # bases, stage two; rates, runs
+    monkeypatch.setattr(reproduction, "sample_efficiency", lambda *_, **settings: pytest.fail(settings["device"]))
+    with pytest.raises(pytest.fail.Exception, match="cuda"):
+        reproduce("ulmfit.table4", trec, backbone, tmp_path, TINY, progress=False, device="cuda")
+
+
+def test_the_base_may_be_a_runs_folder_and_is_described_before_the_runs(trec, backbone, tmp_path, monkeypatch):
+    reproduction = sys.modules["minitune.experiments.reproduction"]
+    shutil.copytree(backbone, tmp_path / "run" / "model")
+    described = []
+    monkeypatch.setattr(reproduction, "_described", described.append)
+    monkeypatch.setattr(reproduction, "sample_efficiency", lambda dataset, backbone, **_: pytest.fail(
+        f"{len(described)} described: {backbone}"))
+    with pytest.raises(pytest.fail.Exception, match="1 described: .*run.model"):
+        reproduce("ulmfit.table4", trec, tmp_path / "run", tmp_path / "out", TINY, progress=False)
 
 
 def test_figure_3_is_run_with_the_plain_baseline_and_ends_with_all_labels(trec, backbone, tmp_path):
@@ -231,6 +274,8 @@ def test_errors_name_what_there_is(toy, trec, backbone, tmp_path):
         reproduce("ulmfit.table4", trec, backbone, tmp_path, scale="huge")
     with pytest.raises(ValueError, match="Give it something to read: texts="):
         reproduce("ulmfit.table5", trec, backbone, tmp_path)
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="ThreadPoolExecutor"):
+        reproduce("ulmfit.table5", trec, backbone, tmp_path, TINY, texts=trec, executor=threads)
     with pytest.raises(ValueError, match="500 labels were asked for, but there are 40"):
         reproduce("ulmfit.table4", trec, backbone, tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

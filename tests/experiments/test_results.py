@@ -94,6 +94,14 @@ def test_methods_without_scratch_or_without_transfer_are_written_out_as_well(tmp
         results.to_json(tmp_path / "results.json")
 
 
+def test_the_interval_of_an_error_stays_within_none_and_all():
+    """Two seeds, one all right and one all wrong: stretched, their spread would go beyond both."""
+    rows = runs(full=[0.5, 0.4, 0.3]).rows[:2]
+    for row, bits in zip(rows, (b"\0", b"\xff")):
+        row |= {"wrong": (bits * (TEXTS // 8 + 1)).hex(), "error": float(bits == b"\xff")}
+    assert Results(rows).error("full", 16) == (0.5, 0.0, 1.0)
+
+
 def test_texts_of_one_group_are_drawn_together():
     results = runs(scratch=[0.7, 0.6, 0.5], full=[0.5, 0.4, 0.3])
     wrong = np.random.default_rng(0).permutation(TEXTS) < round(0.4 * TEXTS)

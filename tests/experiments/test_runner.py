@@ -1,11 +1,14 @@
 """The runner: nothing finished is run again, nothing finished is lost."""
 
+import io
 import json
 import os
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from minitune.experiments import runner
 from minitune.experiments.runner import append_line, read_lines, run, worker_pool
 
 SPECS = [{"n": n, "seed": seed} for n in (1, 2) for seed in (0, 1)]
@@ -59,6 +62,41 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_run_again(tmp_path):
     append_line(file, {"n": 9})
     assert [line.get("n") for line in read_lines(file)] == [1, 1, 9]
     json.loads(file.read_text().splitlines()[-1])
+
+
+def test_a_whole_file_is_never_cut(tmp_path, monkeypatch):
+    """Another process may have added a line since it was read."""
+    file, cut = tmp_path / "runs.jsonl", []
+
+    class Noted(io.FileIO):
+        def truncate(self, size=None):
+            cut.append(size)
+            return super().truncate(size)
+
+    monkeypatch.setattr(runner, "open", lambda file, mode: Noted(file, mode.replace("b", "")), raising=False)
+    for n in (1, 2):
+        append_line(file, {"n": n})
+    file.write_bytes(file.read_bytes() + b'{"n": 3')
+    append_line(file, {"n": 4})
+    assert [line["n"] for line in read_lines(file)] == [1, 2, 4] and set(cut) == {0, len('{"n": 1}\n') * 2}
+
+
+def test_threads_are_refused_since_they_share_random_numbers(tmp_path):
+    with ThreadPoolExecutor(2) as executor, pytest.raises(ValueError, match="ThreadPoolExecutor.*random numbers.*workers=2"):
+        run(SPECS, work, tmp_path / "runs.jsonl", executor)
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_any_other_executor_makes_the_runs(tmp_path):
+    """One of a user's own, as those of clusters are: it has `submit`, and its futures end."""
+    class Here(Executor):
+        def submit(self, function, /, *given, **named):
+            future = Future()
+            future.set_result(function(*given, **named))
+            return future
+
+    rows = run(SPECS, work, tmp_path / "runs.jsonl", Here())
+    assert rows == run(SPECS, work) and len(read_lines(tmp_path / "runs.jsonl")) == 4
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path):

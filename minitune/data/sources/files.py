@@ -15,6 +15,7 @@ import numpy as np
 
 from ..dataset import Dataset, Split
 from ..example import Example
+from .overlap import without
 from .splits import cut, divide, duplicates
 from .tables import Table, read_tables, refuse
 
@@ -66,10 +67,10 @@ def read(path: str | os.PathLike[str], *, text: str | None = None, label: str | 
     shares = {name: share for name, share in zip(SPLITS[1:], (valid, test)) if share and name not in given}
     made, how = _take(tables["train"].source, given["train"], shares, seed)
     splits: dict[str, Split] = {name: (given | made)[name] for name in SPLITS if name in given | made}
-    if unlabelled:
-        splits["unlabelled"] = _unlabelled(unlabelled, columns, text, splits)
     notes = [_about_columns(tables["train"], columns), *(note for table in tables.values() for note in table.notes), *how,
              *_about_rows(splits, names)]
+    if unlabelled:                              # after the notes: its rows may repeat those of train, and have no label
+        splits["unlabelled"] = _unlabelled(unlabelled, columns, text, splits)
     return Dataset(Path(path).resolve().stem, names, splits, "", kind=columns.kind, notes=tuple(notes))
 
 
@@ -166,13 +167,13 @@ def _text(row: dict[str, Any], column: str, wanted: str = "a text") -> str:
 
 
 def _unlabelled(table: Table, columns: Columns, text: str | None, splits: dict[str, Split]) -> Split:
-    """The texts of a table without labels, each once, but for those of valid and test."""
+    """The texts of a table without labels, each once, but for those that stand in valid or test."""
     if columns.kind != "classification":
         raise ValueError(f"read: {table.source}: unlabelled texts go beside labelled ones, and this data set is of kind "
                          f"{columns.kind!r}. Read them by themselves")
     rows = _rows(table, choose_columns(table, text if text in table.columns else None, None, "text"))
-    known = {text for name in ("valid", "test") if name in splits for text in splits[name].texts}
-    return Split([text for text in dict.fromkeys(text for text, _ in rows.values()) if text not in known])
+    held_out = [text for name in ("valid", "test") if name in splits for text in splits[name].texts]
+    return Split(without((text for text, _ in rows.values()), held_out))
 
 
 def _names(table: Table, rows: dict[str, tuple[str, Any]], labels: Sequence[str] | None) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def overlap(texts: Iterable[str], others: Sequence[str], share: float = 0.5, wor
     if not 0 < share <= 1 or words < 1:
         raise ValueError(f"overlap: share must be above 0 and at most 1, words at least 1, got {share} and {words}")
     numbers: dict[str, int] = {}                # of the words of `others`, from 1
-    wholes = [_normalized(text) for text in others]
+    wholes = [normalized(text) for text in others]
     hashes = [_hashes([numbers.setdefault(word, len(numbers) + 1) for word in _words(text)], words) for text in others]
     distinct, places = np.unique(np.concatenate([*hashes, [LARGEST]]), return_inverse=True)     # so that no hash is above all
     found, equal, read = np.zeros(len(distinct), bool), set[str](), 0
@@ -89,7 +89,7 @@ def _chunks(texts: Iterable[str], numbers: dict[str, int], wholes: set[str]) -> 
     count, known, row = 0, set[str](), list[int]()
     for text in texts:
         count += 1
-        known |= {_normalized(text)} & wholes
+        known |= {normalized(text)} & wholes
         row += [numbers.get(word, 0) for word in _words(text)] + [0]
         if len(row) >= CHUNK:
             yield count, known, row
@@ -97,8 +97,19 @@ def _chunks(texts: Iterable[str], numbers: dict[str, int], wholes: set[str]) -> 
     yield count, known, row
 
 
-def _normalized(text: str) -> str:
+def normalized(text: str) -> str:
+    """What of a text counts where two are compared as wholes: neither its case nor how much white space it has."""
     return " ".join(text.casefold().split())
+
+
+def without(texts: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The texts, each once, but for those that are equal to one of `others`; case and white space make no difference.
+
+    >>> without(["A film", "dull", "dull"], ["a  FILM"])
+    ['dull']
+    """
+    known = set(map(normalized, others))
+    return [text for text in dict.fromkeys(texts) if normalized(text) not in known]
 
 
 def _words(text: str) -> list[str]:

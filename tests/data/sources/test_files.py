@@ -453,10 +453,14 @@ def test_a_missing_path_is_named_with_the_nearest(write, tmp_path):
 
 def test_unlabelled_texts_lie_beside_labelled_ones(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(8)))
-    (tmp_path / "test.csv").write_text("text,label\nseen,a\nother,b\n")
-    (tmp_path / "unlabelled.csv").write_text("text\nnew\nnew\nseen\nlast\n")
+    (tmp_path / "test.csv").write_text("text,label\nSeen,a\nother,b\n")
+    (tmp_path / "unlabelled.csv").write_text("text\nnew\nnew\nSeen\nlast\n")
     found = read(tmp_path, valid=0)
     assert found.unlabelled.texts == ["new", "last"] and found.unlabelled.labels is None       # each once, none of test
+    (tmp_path / "unlabelled.csv").write_text("text\nseen\nTEXT 0\ntext 1\n other  \nlast\n")       # of test and of train
+    found = read(tmp_path, valid=0)
+    assert found.unlabelled.texts == ["TEXT 0", "text 1", "last"]
+    assert len(found.notes) == 1                # what train and they share is no fault, and disputes no label
     (tmp_path / "train.csv").write_text("text\nonly\ntexts\n")
     (tmp_path / "test.csv").unlink()
     with pytest.raises(ValueError, match="unlabelled texts go beside labelled ones, and this data set is of kind 'text'"):

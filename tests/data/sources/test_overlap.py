@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minitune.data import Split, overlap
+from minitune.data.sources.overlap import without
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -67,6 +68,12 @@ def test_texts_are_read_once_as_they_come_and_what_is_split_between_lookups_is_f
     pieces = overlap(iter(texts), [sentence(105, 14), sentence(100, 20), sentence(315, 13)])
     assert pieces.rows == whole.rows == [0, 1] and pieces.read == whole.read == 15
     assert pieces.shares.tolist() == whole.shares.tolist() == [1, 1, 0] and pieces.equal.tolist() == [False, True, False]
+
+
+def test_texts_without_those_that_are_equal_to_others():
+    texts = ["A film", "dull", "dull", "Dull", "b"]
+    assert without(iter(texts), iter(["a  FILM\n"])) == ["dull", "Dull", "b"] and without(texts, ["DULL"]) == ["A film", "b"]
+    assert without([], ["a"]) == [] and without(["a"], []) == ["a"]
 
 
 def test_found_texts_can_be_left_out():

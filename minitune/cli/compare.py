@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..experiments import Comparison, compare
-from ..experiments.compare import PROTOCOL, check_methods
+from ..experiments.compare import PROTOCOL, check_general, check_methods
 from ..experiments.finetuning import model_folder
 from ..experiments.sample_efficiency import check
 from ..experiments.tuning_methods import KNOWN, chosen_methods
@@ -43,8 +42,8 @@ def add_command(commands: Any) -> None:
                         "measured (default: Python's manual)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
                         help="where results go (default: runs/compare)")
-    parser.add_argument("--workers", type=positive, default=min(2, os.cpu_count() or 1), metavar="N",
-                        help="runs side by side, a process each (default: 2, or 1 on a single core)")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="runs side by side, a process each, "
+                        "which slow each other (default: 1, for times to rely on)")
     parser.set_defaults(run=run)
 
 
@@ -58,6 +57,7 @@ def run(options: Any) -> None:
                        seeds=tuple(range(options.seed, options.seed + options.seeds)))
     check(dataset, replace(protocol, rates=dict.fromkeys(recipes, ())), list(recipes), "compare")
     base, general = model_folder(options.base), general_texts(options)
+    check_general(dataset, base, general)
     check_methods(dataset, base, recipes, protocol)
     if find_spec("matplotlib") is None:
         raise ImportError('compare draws its results: pip install "minitune[plots]"')

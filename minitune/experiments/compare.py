@@ -25,6 +25,7 @@ from ..formats.folder import write_tensors
 from ..models import Classifier, from_pretrained
 from ..models.language_model import LanguageModel
 from ..train import Trainer, evaluate
+from ..tune import PiSSALinear
 from ..tune.patterns import backbone_of
 from .comparison import Comparison
 from .finetuning import model_folder
@@ -110,9 +111,14 @@ def speaking(tuned: Any, stored: Any) -> Any:
 
 
 def file_bytes(trainer: Trainer) -> int:
-    """How large a safetensors file is that keeps all that was trained, the new head among it."""
+    """How large a safetensors file is that keeps all that was trained, the new head among it.
+
+    PiSSA's factors are kept as they began, too: on the base they are a LoRA of twice the rank, which `save_adapter` writes.
+    """
     trained = {name: to_device(p.data, "cpu") for name, p in trainer.model.named_parameters()
                if id(p) in trainer.optimizer.slots}
+    trained |= {f"{name}.{start}": to_device(getattr(part, start), "cpu") for name, part in trainer.model.named_modules()
+                if isinstance(part, PiSSALinear) for start in ("start_A", "start_B")}
     with TemporaryDirectory() as folder:
         write_tensors(file := Path(folder) / "trained.safetensors", trained)
         return file.stat().st_size
@@ -148,7 +154,8 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
     Their rates stand in `protocol.rates`; those that do not are the usual ones of their kind. `sizes` and `seeds` replace the
     protocol's. Each run makes as many steps; memory is traced in steps of its own, so `trace_memory` is not read.
     Forgetting is measured on the first 16,384 tokens of `general`, texts of no special kind; None: of the passages of Python's
-    manual in the validation split of `data.load("pydocs")`. A base that writes no text forgets nothing that could be measured.
+    manual in the validation split of `data.load("pydocs")`, which are not for pydocs itself.
+    A base that writes no text forgets nothing that could be measured.
     Runs are lines in `out`, as in `sample_efficiency`; called again it goes on where it stopped. With several `workers` or an
     `executor`, runs that go side by side slow each other, each method alike: for times to rely on take one.
     Raises ValueError for methods, data or a base that do not fit each other, before anything runs.
@@ -159,6 +166,7 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
     protocol = replace(protocol, rates={name: tuple(protocol.rates.get(name) or rates_of(name, recipe))
                                         for name, recipe in recipes.items()})
     check(dataset, protocol, list(recipes), "compare")
+    check_general(dataset, folder, general)
     documents, about = general_text(folder, general)
     check_methods(dataset, folder, recipes, protocol)
     costs = Costs({"general": about["fingerprint"]}, documents)
@@ -170,6 +178,14 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
     return Comparison(results)
 
 
+def check_general(dataset: Dataset, folder: Path, general: Sequence[str] | None) -> None:
+    """Raises ValueError where forgetting would be measured on the validation texts, by which rates and weights are chosen."""
+    chosen_by = dataset.name == "pydocs" if general is None else set(general) & set(dataset.valid.texts)
+    if chosen_by and _writes(from_pretrained(folder)):
+        raise ValueError(f"compare: forgetting would be measured on the validation texts of {dataset.name}, by which rates are "
+                         "chosen. Give other texts: general=... or --general")
+
+
 def general_text(folder: Path, texts: Sequence[str] | None) -> tuple[tuple[np.ndarray, ...], dict[str, Any]]:
     """(pieces of token ids, what they are) for the model in a folder: each at most half as long as it reads.
 
@@ -177,7 +193,7 @@ def general_text(folder: Path, texts: Sequence[str] | None) -> tuple[tuple[np.nd
     """
     whole = from_pretrained(folder)
     model, tokenizer = backbone_of(whole), whole.tokenizer
-    if not isinstance(model, LanguageModel) or model.headless or tokenizer is None:
+    if not _writes(whole):
         return (), {"name": "", "fingerprint": "", "tokens": 0}
     dataset = load("pydocs") if texts is None else None
     given: list[str] = list(texts) if dataset is None else dataset.valid.texts      # type: ignore[arg-type]
@@ -193,6 +209,12 @@ def general_text(folder: Path, texts: Sequence[str] | None) -> tuple[tuple[np.nd
     digest = sha256(b"".join(len(piece).to_bytes(4, "big") + piece.astype("<i4").tobytes() for piece in pieces))
     return tuple(pieces), {"name": f"pydocs {dataset.version}" if dataset else "given", "fingerprint": digest.hexdigest()[:16],
                            "tokens": sum(map(len, pieces))}
+
+
+def _writes(model: Any) -> bool:
+    """Whether a model predicts the next tokens of texts."""
+    backbone = backbone_of(model)
+    return isinstance(backbone, LanguageModel) and not backbone.headless and model.tokenizer is not None
 
 
 def check_methods(dataset: Dataset, folder: Path, recipes: Mapping[str, Recipe], protocol: Protocol) -> None:

@@ -80,6 +80,8 @@ class Comparison:
         lines = ["test error in %, difference in points [95 % intervals]; seconds of training's steps, peak memory of arrays,",
                  "size of a file of what was trained, in MB of 2^20 bytes; forgets: rise of the loss on a general text, in",
                  "nats a token [least, most of the seeds]"]
+        if (workers := self.results.settings.get("workers", 1)) > 1:
+            lines.append(f"{workers} runs side by side, which slow each other: seconds are longer than of a run alone")
         for n in self.sizes:
             seeds = len(self.results.runs(self.reference, n))
             lines += ["", f"{n:,} labels, {seeds} {'seed' if seeds == 1 else 'seeds'}",
@@ -108,7 +110,8 @@ class Comparison:
         else:
             word = "less" if high < 0 else "more"
             said = f"{method} errs {abs(value):.1f} points {word} than {self.reference} at {labels:,} labels ({interval})"
-        return f"{said}, with {self._costs(method, labels)}."
+        costs = self._costs(method, labels)
+        return f"{said}, with {costs}." if costs else f"{said}."
 
     def _other(self) -> str:
         others = [name for name in self.methods if name != self.reference]
@@ -124,7 +127,7 @@ class Comparison:
         mine, other = self.forgetting(method, n), self.forgetting(self.reference, n)
         if mine and other:
             parts.append(f"{mine[0]:+.3f} nats a token forgotten against {other[0]:+.3f}")
-        return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+        return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
     # ---- Rates -----------------------------------------------------------------------------------------------------
 
@@ -146,6 +149,10 @@ class Comparison:
             cells = [[name, *(f"{100 * scores[rate][0]:.1f}{' *' * (rate == _best(scores))}" if rate in scores else ""
                               for rate in tried)] for name, scores in methods.items()]
             lines += ["", *aligned([[f"{n:,} labels", *(f"{rate:g}" for rate in tried)], *cells])]
+        at = self.results.settings.get("protocol", {}).get("sweep_at", ())
+        for n in self.sizes if swept and at else ():
+            if (near := min(at, key=lambda size: abs(log(size / n)))) != n:
+                lines.append(f"\nRates for {n:,} labels are those chosen at {near:,}.")
         chosen = {name for methods in swept.values() for name in methods}
         given = [f"{name} {rate:g}" for name in self.methods if name not in chosen and (rate := self.rate(name, self.sizes[0]))]
         lines += [f"\nOne rate, not chosen: {', '.join(given)}."] if given else []

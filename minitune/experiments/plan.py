@@ -22,39 +22,23 @@ from ..cores import keep_large_blocks
 from ..data import Batch
 from ..formats.folder import CONFIG, read_json, write_text
 from ..models import BERT, Classifier, MaskedLanguageModel
-from ..models.loading import BACKBONES, HEADS, _backbone, _config, _described
+from ..models.loading import BACKBONES, HEADS, classes_of, config_of, described
 from ..nn import shapes_only
 from ..train import Trainer
-from ..tune import (
-    AdapterConfig,
-    BitFitConfig,
-    DoRAConfig,
-    FreezeConfig,
-    FullConfig,
-    IA3Config,
-    LoRAConfig,
-    LoRALinear,
-    NF4Linear,
-    PiSSAConfig,
-    PrefixConfig,
-    PromptConfig,
-    QLoRAConfig,
-    QLoRALinear,
-    TopLayersConfig,
-    apply,
-)
+from ..tune import LoRALinear, NF4Linear, QLoRAConfig, QLoRALinear, apply
 from ..tune.apply import Method
 from ..tune.nf4 import BLOCK, SCALE_BLOCK
 from ..tune.patterns import backbone_of
 from .calibration import Rates, calibrate
+from .few_shot import FewShot
 from .finetuning import model_folder
+from .recipe import Recipe
 from .rehearsal import Bill, random_streams_kept, rehearse, shapes_of
+from .tuning_methods import KNOWN, USUAL
 
-PLANNED: dict[str, Method] = {
-    "full": FullConfig(), "head": FreezeConfig(), "top2": TopLayersConfig(2), "bitfit": BitFitConfig(),
-    "lora": LoRAConfig(r=8, lora_alpha=16), "dora": DoRAConfig(r=8, lora_alpha=16), "pissa": PiSSAConfig(r=8, lora_alpha=16),
-    "qlora": QLoRAConfig(r=8, lora_alpha=16), "adapters": AdapterConfig(bottleneck=32), "prefix": PrefixConfig(length=10),
-    "prompt": PromptConfig(length=20), "ia3": IA3Config()}
+# what `compare` knows and trains; a recipe's steps are those of its method
+PLANNED: dict[str, Method] = {name: method.method if isinstance(method, Recipe) else method for name, method in KNOWN.items()
+                              if not isinstance(method, FewShot)} | {"qlora": QLoRAConfig(**USUAL)}
 MEASURED_RATE = 1e-6                            # of the steps that are measured: any rate takes as long
 
 
@@ -261,10 +245,10 @@ def _stored(folder: Path) -> Any:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as stored:
             shapes |= {key: np.broadcast_to(np.float32(0), stored.get_slice(key).get_shape()) for key in stored.keys()}
-    backbone_type, config_type = _backbone(config)
+    backbone_type, config_type = classes_of(config)
     stored = backbone_type.family.read(config, shapes)
-    backbone = _described(backbone_type, _config(config_type, stored.fields))
-    return backbone if stored.kind is None else _described(HEADS[stored.kind], backbone, **stored.settings)
+    backbone = described(backbone_type, config_of(config_type, stored.fields))
+    return backbone if stored.kind is None else described(HEADS[stored.kind], backbone, **stored.settings)
 
 
 def _shapes_alone(method: Method) -> Method:

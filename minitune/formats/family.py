@@ -128,7 +128,7 @@ class Family:
         Raises ValueError for names that the format has no place for.
         """
         settings = settings or {}
-        head = self._class_for(kind, settings, state)
+        head = self.class_for(kind, settings, state)
         fields = {setting.own: getattr(config, setting.own) for setting in self.sizes.values()}
         fields |= {name: value for name, value in self.derived(fields).items() if fields[name] is None}
         described = {"model_type": self.name, "architectures": [head.architecture if head else self.architectures[0]],
@@ -145,7 +145,7 @@ class Family:
         kind = "classifier" if kind == "multi_label_classifier" else kind
         return [head for head in self.heads if head.kind == kind]
 
-    def _class_for(self, kind: str | None, settings: dict[str, Any], state: Arrays) -> Head | None:
+    def class_for(self, kind: str | None, settings: dict[str, Any], state: Arrays) -> Head | None:
         """The class of Hugging Face that computes this, or None."""
         for head in self._classes(kind):
             lost = any(_part_of(name, head.lacks) for name in state)
@@ -166,7 +166,7 @@ class Family:
                 tensors[theirs] = array
             else:
                 homeless.append(backbone + name)
-        names = self._head_names(kind)
+        names = self.head_names(kind)
         for name, array in outer.items():
             theirs = name if names is None else translate(name, names)
             if theirs is None:
@@ -177,7 +177,7 @@ class Family:
             raise ValueError(no_place(self.title, homeless))
         return tensors
 
-    def _head_names(self, kind: str | None) -> dict[str, str] | None:
+    def head_names(self, kind: str | None) -> dict[str, str] | None:
         """All names of a kind of head; None where Hugging Face has no such head: it keeps minitune's."""
         tables = [head.names for head in self._classes(kind)]
         return {own: theirs for table in tables for own, theirs in table.items()} if tables else None
@@ -246,7 +246,7 @@ class Family:
 
     def _state(self, tensors: Arrays, kind: str | None, own: bool, tied: dict[str, str]) -> tuple[Arrays, list[str]]:
         """Arrays in minitune's names, and what is wrong with single ones."""
-        backbone, heads = "" if kind is None else "backbone.", self._head_names(kind)
+        backbone, heads = "" if kind is None else "backbone.", self.head_names(kind)
         names, outside = _inverse(self.names), _inverse(self.outside)
         inner: Arrays = {}
         outer: Arrays = {}

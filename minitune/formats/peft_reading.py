@@ -224,7 +224,7 @@ def _apart(layer: Layer, names: list[str], model: Described, ranks: dict[str, li
 def _read_saved(rest: Arrays, config: dict[str, Any], model: Described, adapter: Adapter, wrong: list[str]) -> None:
     """Parameters saved in full: the head's, or the backbone's; what the base has the same is left out."""
     family, backbone = model.family, "" if model.kind is None else "backbone."
-    heads = {theirs: own for own, theirs in (family._head_names(model.kind) or {}).items()}
+    heads = {theirs: own for own, theirs in (family.head_names(model.kind) or {}).items()}
     names = {theirs: own for own, theirs in family.names.items()}
     outside = {theirs: own for own, theirs in family.outside.items()}
     trained = config.get("modules_to_save") or []

@@ -19,7 +19,7 @@ def to_peft(adapter: Adapter, model: Described) -> tuple[dict[str, Any], Arrays]
     """(adapter_config.json, arrays) in PEFT's names. Raises Unheld where PEFT has no place for it, or computes otherwise."""
     if not isinstance(model.family, Family):
         raise Unheld(f"Hugging Face has no {model.family.name} model")
-    if model.kind is not None and model.family._class_for(model.kind, model.settings, model.state) is None:
+    if model.kind is not None and model.family.class_for(model.kind, model.settings, model.state) is None:
         raise Unheld("Hugging Face has no class for this head")
     common: dict[str, Any] = {"auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True,
                               "revision": None, "task_type": model.task()}
@@ -81,6 +81,8 @@ def _join(parts: list[Layer | None], theirs: str, model: Described) -> tuple[Lay
         return Layer("IA3", {"vector": np.concatenate(vectors).astype(first.arrays["vector"].dtype)}, first.settings), {}
     A, scale = first.arrays["A"], first.settings["scale"]
     present = [part for part in parts if part is not None]
+    if not scale and any(part.settings["scale"] for part in present):
+        raise Unheld(f"{theirs} is one layer there, with one lora_alpha, which is 0 for some of its thirds")
     shared = all(np.array_equal(part.arrays["A"], A) for part in present)
     ranks, start = {}, 0
     for which, part in zip(QKV, parts, strict=True):
@@ -93,7 +95,7 @@ def _join(parts: list[Layer | None], theirs: str, model: Described) -> tuple[Lay
     for which, name, part in zip(QKV, names, parts, strict=True):
         rows = model.targets[name].shape[0]
         if part is not None:
-            B[row:row + rows, slice(*ranks[which])] = part.arrays["B"] * (part.settings["scale"] / scale)
+            B[row:row + rows, slice(*ranks[which])] = part.arrays["B"] * (part.settings["scale"] / scale if scale else 1.0)
         row += rows
     arrays = {"A": A if shared else np.concatenate([part.arrays["A"] for part in present]), "B": B}
     if first.kind == "DoRA":
@@ -146,7 +148,7 @@ def _short_names(names: Iterable[str], model: Described) -> list[str]:
 
 def _saved(adapter: Adapter, model: Described) -> tuple[list[str], Arrays]:
     """(PEFT's modules_to_save, their arrays): heads, and modules of the backbone that were trained in full."""
-    heads = model.family._head_names(model.kind) or {}
+    heads = model.family.head_names(model.kind) or {}
     modules: set[str] = set()
     arrays: Arrays = {}
     for name, array in adapter.parameters.items():

@@ -40,12 +40,12 @@ def from_pretrained(folder: str | Path) -> Any:
     """
     folder = find_model(folder)
     config, tensors = read_model(folder)
-    backbone_type, config_type = _backbone(config)
+    backbone_type, config_type = classes_of(config)
     stored = backbone_type.family.read(config, tensors)
     with shapes_only():                         # no random weights are drawn for a model that is about to be filled
-        backbone = model = _described(backbone_type, _config(config_type, stored.fields))
+        backbone = model = described(backbone_type, config_of(config_type, stored.fields))
         if stored.kind is not None:
-            model = _described(HEADS[stored.kind], model, **stored.settings)
+            model = described(HEADS[stored.kind], model, **stored.settings)
     if misfits := stored.misfits + model.misfits(stored.state):
         raise ValueError(f"from_pretrained: {folder}: the arrays do not fit this model:" + lines(misfits))
     model.load_state_dict(stored.state)
@@ -57,7 +57,7 @@ def from_pretrained(folder: str | Path) -> Any:
     return model
 
 
-def _backbone(config: dict[str, Any]) -> tuple[Any, Any]:
+def classes_of(config: dict[str, Any]) -> tuple[Any, Any]:
     """The classes of the backbone and its config that model_type names, Hugging Face's name or our own with a head's kind."""
     model_type = config.get("model_type")
     for name, classes in BACKBONES.items():
@@ -66,15 +66,15 @@ def _backbone(config: dict[str, Any]) -> tuple[Any, Any]:
     raise ValueError(f"from_pretrained: model_type is {short(model_type)}, expected one of {', '.join(BACKBONES)}")
 
 
-def _config(kind: Any, fields: dict[str, Any]) -> Any:
+def config_of(kind: Any, fields: dict[str, Any]) -> Any:
     """The config of these fields; others are left alone, as Hugging Face's are."""
     known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
     if missing := [f"{name} is missing" for name, required in known.items() if required and name not in fields]:
         raise ValueError(f"from_pretrained: config.json does not describe a {kind.__name__}: " + "; ".join(missing))
-    return _described(kind, **{name: value for name, value in fields.items() if name in known})
+    return described(kind, **{name: value for name, value in fields.items() if name in known})
 
 
-def _described(kind: Any, *parts: Any, **settings: Any) -> Any:
+def described(kind: Any, *parts: Any, **settings: Any) -> Any:
     """What config.json describes; whatever is wrong with it is told as such."""
     try:
         return kind(*parts, **settings)

@@ -15,7 +15,7 @@ class BitFitConfig:
 
     `biases` are patterns; by default every parameter called "bias". The paper's half as large choice, the biases of queries and
     of the MLP's inner layer, is `["attention.query.bias", "mlp.up.bias"]`. Raises ValueError where the backbone has none, as a
-    Llama.
+    Llama, and for a model with adapted layers.
     Source: Ben Zaken, Ravfogel and Goldberg 2021, BitFit: simple parameter-efficient fine-tuning for transformer-based masked
     language-models, section 3.
 
@@ -28,6 +28,8 @@ class BitFitConfig:
     biases: Patterns = "bias"
 
     def install(self, model: Module) -> None:
+        if any(hasattr(part, "merged") for part in model.modules()):
+            raise ValueError("BitFitConfig: the model has adapted layers already. Merge them first: tune.merge(model)")
         backbone = backbone_of(model)
         biases = {name: p for name, p in backbone.named_parameters() if name.split(".")[-1] == "bias"}
         if not biases:

@@ -70,7 +70,7 @@ class AdapterConfig:
         adapted = {name: AdapterLinear(base, self.bottleneck, self.std) for name, base in targets.items()}
         freeze(backbone_of(model))
         for name, layer in adapted.items():     # made before the first is put in: an error changes nothing
-            model.set_part(name, layer)
+            model.set_part(name, layer.train(targets[name].training))
         for part in backbone_of(model).modules():
             if self.train_norms and isinstance(part, (LayerNorm, RMSNorm)):
                 part.requires_grad_()

@@ -82,4 +82,4 @@ class IA3Config:
         adapted = {name: IA3Linear(base, name in inner) for name, base in targets.items()}
         freeze(backbone_of(model))
         for name, layer in adapted.items():     # made before the first is put in: an error changes nothing
-            model.set_part(name, layer)
+            model.set_part(name, layer.train(targets[name].training))

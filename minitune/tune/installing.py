@@ -39,10 +39,10 @@ def make_layer(layer: Layer, base: Any) -> Any:
 
 
 def on_base(layer: Any) -> Any:
-    """The adapted layer with its own numbers where its base is, and no narrower."""
+    """The adapted layer with its own numbers where its base is, in the same dtype."""
     weight = layer.base.weight.data
     for p in own_parameters(layer).values():
-        p.data = to_device(p.data.astype(np.promote_types(p.dtype, weight.dtype), copy=False), device_of(weight))
+        p.data = to_device(p.data.astype(weight.dtype, copy=False), device_of(weight))
     return layer
 
 

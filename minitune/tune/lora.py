@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, prod, sqrt
 from typing import Any, ClassVar
 
@@ -102,7 +102,7 @@ class LoRAConfig:
         adapted = {name: self.layer(base) for name, base in targets.items()}
         freeze(backbone_of(model))
         for name, layer in adapted.items():     # made before the first is put in: an error changes nothing
-            model.set_part(name, layer)
+            model.set_part(name, layer.train(targets[name].training))
 
 
 @dataclass
@@ -112,6 +112,7 @@ class Certificate:
     layers: dict[str, Any]
     gap: float | None           # the largest difference of a logit on the probe; None without a probe
     largest: float | None       # the largest logit on the probe, to compare the gap with
+    plain: dict[str, Any] = field(default_factory=dict, repr=False)         # the layers that it put in their places
 
     def __str__(self) -> str:
         checked = "not probed" if self.gap is None else f"logits moved by at most {self.gap:.2g} (largest {self.largest:.3g})"
@@ -133,8 +134,9 @@ def merge(model: Module, probe: Any = None, untie: bool = False) -> Certificate:
     if not untie:
         _refuse_tied(model, layers)
     before = None if probe is None else _logits(model, probe)
-    certificate = Certificate(layers, None, None)
-    for name, merged in {name: layer.merged() for name, layer in layers.items()}.items():      # made before one is put in
+    certificate = Certificate(layers, None, None, {name: layer.merged() for name, layer in layers.items()})
+    for name, merged in certificate.plain.items():              # all of them were made before one is put in
+        merged.merged_from = type(layers[name])
         model.set_part(name, merged)
     if before is not None:
         certificate.gap = gap = float(np.abs(_logits(model, probe) - before).max())
@@ -146,12 +148,17 @@ def merge(model: Module, probe: Any = None, untie: bool = False) -> Certificate:
 
 
 def unmerge(model: Module, certificate: Certificate) -> None:
-    """Puts the layers back that `merge` replaced: the same objects, so base weights and updates are bit-exact."""
+    """Puts the layers back that `merge` replaced: the same objects, so base weights and updates are bit-exact.
+
+    They come where the merged ones are now, in their dtype and the model's mode. Raises ValueError, with nothing changed, where
+    the layers that this merge put in are not in the model: the certificate is of another model, or of an earlier merge.
+    """
     names = dict(model.named_modules())
-    if missing := [name for name, layer in certificate.layers.items() if hasattr(names.get(name, layer), "merged")]:
-        raise ValueError(f"unmerge: the certificate is of another model; no merged layer is at {', '.join(missing[:4])}")
-    for name, layer in certificate.layers.items():
-        model.set_part(name, layer.train(model.training))   # the model's mode may have changed since
+    if missing := [name for name, merged in certificate.plain.items() if names.get(name) is not merged]:
+        raise ValueError("unmerge: the certificate is of another model, or of an earlier merge; no merged layer is at "
+                         f"{', '.join(missing[:4])}")
+    for name, layer in certificate.layers.items():              # device, dtype and mode may have changed since
+        model.set_part(name, layer.to(model.device, certificate.plain[name].dtype).train(model.training))
 
 
 def _refuse_tied(model: Module, layers: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from ..devices import Array, array_module, device_of, to_device
 from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor, apply
 from .lora import LoRAConfig, LoRALinear
+from .pissa import weight_fingerprint
 
 BLOCK, SCALE_BLOCK = 64, 256                    # weights that share a scale, scales that share one in their turn
 
@@ -74,12 +75,17 @@ class NF4Linear(Module):
     The scales less their mean are quantised too, to floats of 8 bits with a float32 scale for each 256: double quantisation,
     4.127 bits a weight. Without `use_double_quant` the scales stay float32, 4.5 bits. W is made anew from the codes where it is
     used, in the backward pass once more, and not kept between. The codes are no Parameters: no report counts them and no
-    checkpoint holds them, so a model is quantised from the same base before its adapters are loaded. They take `nbytes`.
+    checkpoint holds them, so a model is quantised from the same base before its adapters are loaded: `made_of` is the
+    fingerprint of W as it was, which checkpoints and folders of adapters compare. They take `nbytes`.
     Source: Dettmers et al. 2023, QLoRA, section 3 and equations 5 and 6.
     """
 
+    made_of: str = ""
+
     def __init__(self, base: Linear, use_double_quant: bool = True) -> None:
         self.shape, self.bias, xp = base.weight.shape, base.bias, array_module(base.weight.data)
+        if any(base.weight.data.strides):       # else a shape without memory
+            self.made_of = weight_fingerprint(base.weight.data)
         codes, scales = quantize(base.weight.data.reshape(-1), nf4_levels(), BLOCK)
         pairs = xp.pad(codes, (0, len(codes) % 2)).reshape(-1, 2)
         self.codes = [pairs[:, 0] << 4 | pairs[:, 1], scales]               # two codes of a weight a byte

@@ -7,10 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..devices import array_module, to_device
+from ..devices import Array, array_module, to_device
+from ..formats.peft import fingerprint
 from ..nn import Linear, Module
 from .lora import LoRAConfig, LoRALinear, plain
 from .patterns import backbone_of
+
+
+def weight_fingerprint(weight: Array) -> str:
+    """16 hex digits that tell a weight from others, whatever it is called, in float32 or float64."""
+    return fingerprint({"weight": to_device(weight, "cpu")})[:16]
 
 
 class PiSSALinear(LoRALinear):
@@ -18,10 +24,12 @@ class PiSSALinear(LoRALinear):
 
     U (out, R), S (R,), V (in, R) are the largest R of the singular values of W and their vectors. At first the layer computes
     what the given one does, but for rounding. `base` becomes a frozen layer with W_rest (out, in), a Parameter of its own: W,
-    which other models may share, stays as it is. `start_A` and `start_B` remember where A and B began. Where W has no numbers
-    (`nn.shapes_only`), A and B keep LoRA's start.
+    which other models may share, stays as it is; `made_of` is its fingerprint. `start_A` and `start_B` remember where A and B
+    began. Where W has no numbers (`nn.shapes_only`), A and B keep LoRA's start.
     Source: Meng et al. 2024, PiSSA: Principal singular values and singular vectors adaptation, equations 2 to 4.
     """
+
+    made_of: str = ""
 
     def __init__(self, base: Linear, r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False) -> None:
         if not lora_alpha > 0:
@@ -29,6 +37,7 @@ class PiSSALinear(LoRALinear):
         super().__init__(base, r, lora_alpha, lora_dropout, use_rslora)
         W = base.weight.data
         if any(W.strides):                      # else a shape without memory
+            self.made_of = weight_fingerprint(W)
             U, S, VT = array_module(W).linalg.svd(W.astype(np.float64), full_matrices=False)
             root = (S[:r] / self.scale) ** 0.5
             self.A.data, self.B.data = ((root[:, None] * VT[:r]).astype(self.A.dtype), (U[:, :r] * root).astype(self.B.dtype))

@@ -93,7 +93,7 @@ class PrefixConfig:
     trained as they are, as in PEFT without projection; the paper trains them through an MLP, which it then drops. Positions
     count from P on, so `config.block_size` becomes P less. A batch has one document a row, padded on the right; else it raises
     ValueError. Generation works with a KV cache, for prompts of one length. New heads train in full.
-    Raises ValueError for a model that is no transformer of texts or has a prefix or soft prompt.
+    Raises ValueError for a model that is no transformer of texts or has a prefix, soft prompt or adapted layers.
     Source: Li and Liang 2021, Prefix-tuning: optimizing continuous prompts for generation, section 4.2.
 
     >>> from minitune import models, tune

@@ -105,8 +105,8 @@ class PromptConfig:
     positions have no features and no targets; the text's positions count from P on, so `config.block_size` becomes P less.
     Packed rows, padding on either side and generation with a KV cache work: a prompt stands before each document of a row. New
     heads train in full.
-    Raises ValueError for a model that is no transformer of texts or has a prefix or soft prompt, and for `init_text` without a
-    tokenizer.
+    Raises ValueError for a model that is no transformer of texts or has a prefix, soft prompt or adapted layers, and for
+    `init_text` without a tokenizer.
     Source: Lester, Al-Rfou and Constant 2021, The power of scale for parameter-efficient prompt tuning, sections 2 and 2.1.
 
     >>> from minitune import models, tune
@@ -122,7 +122,7 @@ class PromptConfig:
         backbone = check_can_begin(model, self.length, "PromptConfig")
         embedding = PromptEmbedding(backbone.token_embedding, self._first_ids(model, backbone))
         begin(backbone, Prompted, self.length)
-        backbone.token_embedding = embedding
+        backbone.token_embedding = embedding.train(embedding.base.training)
 
     def _first_ids(self, model: Any, backbone: Any) -> np.ndarray:
         """The tokens (P,) whose embeddings the prompt starts as."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..devices import device_of, to_device
 from ..nn import Module, Parameter
 from .adapted import adapted_layers
 from .ia3 import IA3Linear
@@ -31,8 +32,8 @@ class Registry:
 
 
 def registry_of(model: Any) -> Registry:
-    """The adapters that a model has; those of `tune.apply` are the adapter "default"."""
-    registry = vars(model).setdefault("adapters", Registry())
+    """The adapters that a model has, kept by its backbone, which may get a head; those of `tune.apply` are "default"."""
+    registry = vars(backbone_of(model)).setdefault("adapters", Registry())
     if registry.active is None and adapted_layers(model):
         names = ("default", *(f"default {i}" for i in range(2, len(registry.held) + 3)))
         registry.active = next(name for name in names if name not in registry.held)
@@ -43,7 +44,9 @@ def registry_of(model: Any) -> Registry:
 def check_switchable(model: Any) -> None:
     """Raises ValueError where the active adapter cannot be taken out and put back."""
     registry, layers = registry_of(model), adapted_layers(backbone_of(model))
-    if registry.active is not None and set(layers) != set(registry.held[registry.active].layers):
+    held = layers if registry.active is None else registry.held[registry.active].layers
+    others = len(registry.held) > 1             # adapters that rest on a base which a merge has changed
+    if set(layers) != set(held) or others and any(layers[name] is not held[name] for name in layers):
         raise ValueError(f"adapters: the layers of the active adapter {registry.active!r} are not in the model as they were. "
                          "Was it merged? tune.unmerge puts them back")
     stuck = {type(layer).__name__ for layer in layers.values()
@@ -54,7 +57,7 @@ def check_switchable(model: Any) -> None:
     new = {id(p) for part in new_parts(model) for p in part.parameters()}
     own = {id(p) for layer in layers.values() for name, p in layer.named_parameters() if not name.startswith("base.")}
     if moved := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in new | own]:
-        if layers:
+        if registry.held:
             raise ValueError(f"adapters: weights of the base train beside the adapter ({', '.join(moved[:3])}), which other "
                              "adapters rest on. Freeze them, or keep this adapter alone")
 
@@ -85,7 +88,10 @@ def head_of(model: Any) -> dict[str, Any]:
 
 
 def put_head(model: Any, head: dict[str, Any]) -> None:
-    """Makes these the parts of a model beside its backbone."""
+    """Makes these the parts of a model beside its backbone, where and in the dtype that this is."""
+    like = next(backbone_of(model).parameters()).data
+    for p in head_parameters(head).values():
+        p.data = to_device(p.data.astype(like.dtype, copy=False), device_of(like))
     for name, part in head.items():
         setattr(model, name, part)
         if isinstance(part, Module):

@@ -13,11 +13,12 @@ from ..formats.family import short
 from ..formats.peft import MINITUNE, Adapter, Unheld, fingerprint, from_own, read_folder, to_own, write_folder
 from ..formats.peft_reading import from_peft
 from ..formats.peft_writing import to_peft
-from .adapted import base_parameters, collect, describe
+from .adapted import adapted_layers, base_parameters, collect, describe
 from .adapters import add
 from .nf4 import QLoRALinear
 from .patterns import backbone_of
-from .pissa import PiSSALinear
+from .pissa import PiSSALinear, weight_fingerprint
+from .registry import registry_of
 from .report import Report
 from .virtual_tokens import VirtualTokens
 
@@ -47,7 +48,8 @@ def save_adapter(model: Any, folder: str | Path, base: str | None = None) -> Sav
     and models that Hugging Face has not) is written in minitune's form, with a peft_type that PEFT refuses, and the returned
     `reason`. minitune_adapter.json holds fingerprints of arrays, base and vocabulary, and the labels; `load_adapter` checks
     them. `base` is a name or path that others find the base by. All files are renamed when all are whole.
-    Raises ValueError where nothing was trained, or everything.
+    Raises ValueError where nothing was trained, or everything; and where the model's adapters would be left out, as none of
+    them is active or they were merged.
 
     >>> from minitune import models, tune
     >>> from tempfile import TemporaryDirectory
@@ -59,6 +61,7 @@ def save_adapter(model: Any, folder: str | Path, base: str | None = None) -> Sav
     ...     print(saved.parameters, saved.reason == "")
     768 True
     """
+    _refuse_left_out(model)
     adapter, described = collect(model), describe(model)
     try:
         (config, tensors), reason = to_peft(adapter, described), ""
@@ -66,13 +69,25 @@ def save_adapter(model: Any, folder: str | Path, base: str | None = None) -> Sav
         reason = str(error)
         config, tensors = to_own(adapter, reason)
     config |= {"base_model_name_or_path": base}
-    own = {"base": _fingerprints(model, adapter), "base_name": base, "base_model": _base_words(model),
-           "depth": _depth(model),
+    own = {"base": _fingerprints(model, adapter), "made_of": _made_of(model), "base_name": base,
+           "base_model": _base_words(model), "depth": _depth(model),
            "vocabulary": vocabulary_hash(model), "kind": model.kind, "settings": json.loads(json.dumps(model.settings())),
            "blocks": adapter.blocks}
     saved = SavedAdapter(Path(folder), sum(a.size for a in tensors.values()), sum(a.nbytes for a in tensors.values()), reason)
     write_folder(folder, config, tensors, own, _card(config, own, saved))
     return saved
+
+
+def _refuse_left_out(model: Any) -> None:
+    """Raises ValueError where a head would be written without the adapters that it was trained with."""
+    if adapted_layers(backbone_of(model)):
+        return
+    if merged := [name for name, part in model.named_modules() if hasattr(part, "merged_from")]:
+        raise ValueError(f"save_adapter: the adapter was merged into {', '.join(merged[:3])}, and would be left out. Take it "
+                         "out again, tune.unmerge(model, certificate), or write the whole model by save_pretrained")
+    if waiting := list(registry_of(model).held):
+        raise ValueError(f"save_adapter: no adapter is in the model, and {', '.join(waiting)} would be left out. Put one in: "
+                         f"tune.set_adapter(model, {waiting[0]!r}); or take them off: tune.remove_adapter")
 
 
 def load_adapter(model: Any, folder: str | Path, name: str = "default", swap: bool = False,
@@ -107,6 +122,13 @@ def _fingerprints(model: Any, adapter: Adapter) -> dict[str, str]:
     return {name: _short_fingerprint(name, p) for name, p in base_parameters(backbone) if name not in moved}
 
 
+def _made_of(model: Any) -> dict[str, str]:
+    """{weight of the backbone: its fingerprint before PiSSA took directions out of it, or it was put into four bits}"""
+    layers: Any = adapted_layers(backbone_of(model)).items()
+    made_of = {name: getattr(layer, "made_of", "") or getattr(layer.base, "made_of", "") for name, layer in layers}
+    return {f"{name}.weight": digest for name, digest in made_of.items() if digest}
+
+
 def _short_fingerprint(name: str, parameter: Any) -> str:
     return fingerprint({name: to_device(parameter.data, "cpu")})[:16]
 
@@ -133,10 +155,13 @@ def _depth(model: Any) -> int:
 
 def _check_base(model: Any, own: dict[str, Any], config: dict[str, Any], folder: Any) -> None:
     """Raises ValueError where the backbone is another than the one that the adapter was trained on."""
-    expected = own.get("base")
+    expected = {**(own.get("made_of") or {}), **(own.get("base") or {})}
     if not expected:
         return
-    here = {name: _short_fingerprint(name, p) for name, p in base_parameters(backbone_of(model)) if name in expected}
+    base, unchanged = dict(base_parameters(backbone_of(model))), own.get("base") or {}
+    here = {name: _short_fingerprint(name, p) for name, p in base.items() if name in unchanged}
+    here |= {name: weight_fingerprint(base[name].data) for name in expected if name in base and name not in unchanged}
+    here |= {name: digest for name, digest in _made_of(model).items() if name in expected}
     other = [name for name, digest in here.items() if digest != expected[name]]
     deeper = own.get("depth", _depth(model)) != _depth(model)       # the blocks that both have may be the same
     if other or deeper or not here:

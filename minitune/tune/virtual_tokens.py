@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from ..models.backbone import Backbone
@@ -48,6 +49,8 @@ def check_can_begin(model: Module, length: int, caller: str) -> Any:
     check_int(caller, "length", length)
     if isinstance(backbone, VirtualTokens):
         raise ValueError(f"{caller}: the model has {backbone.virtual_tokens} virtual tokens already. Load the base anew")
+    if any(hasattr(part, "merged") for part in model.modules()):
+        raise ValueError(f"{caller}: the model has adapted layers already. Merge them first: tune.merge(model)")
     blocks = [getattr(block, "attention", None) for block in getattr(backbone, "blocks", [])]
     if not hasattr(backbone, "token_embedding") or not blocks or not all(isinstance(part, Attention) for part in blocks):
         raise ValueError(f"{caller}: virtual tokens stand before the tokens of a transformer, and {type(backbone).__name__} is "
@@ -61,14 +64,15 @@ def check_can_begin(model: Module, length: int, caller: str) -> Any:
 def begin(backbone: Any, kind: type[VirtualTokens], length: int) -> None:
     """Freezes a backbone and makes it one of `kind`, in place."""
     freeze(backbone)
-    backbone.__class__ = _joined(kind, type(backbone))
+    backbone.__class__ = _joined(kind, type(backbone))          # type: ignore[arg-type]
     backbone.virtual_tokens = length
     backbone.config = replace(backbone.config, block_size=backbone.config.block_size - length)
 
 
+@cache
 def _joined(kind: type[VirtualTokens], model: type) -> type:
     return type(model.__name__, (kind, model), {"__doc__": model.__doc__, "__module__": model.__module__})
 
 
 def _blank(kind: type[VirtualTokens], model: type) -> Any:
-    return object.__new__(_joined(kind, model))
+    return object.__new__(_joined(kind, model))                 # type: ignore[arg-type]

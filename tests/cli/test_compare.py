@@ -1,5 +1,6 @@
 """minitune compare: what it writes and says, that it goes on, and what it refuses."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 from own_data import contents, rows, write_csv
 
 from minitune import cli
+from minitune.cli import compare
 from minitune.experiments import Comparison
 
 PLOTS = {"error_against_parameters.png", "error_against_seconds.png", "forgetting_against_learning.png"}
@@ -21,7 +23,6 @@ def table(tmp_path):
 def command(base, table, tmp_path, monkeypatch):
     """Calls the command with few steps, on a text of one's own."""
     pytest.importorskip("matplotlib")
-    from minitune.cli import compare
     monkeypatch.setattr(compare, "PROTOCOL", replace(compare.PROTOCOL, least_steps=2, epochs=0))
     (tmp_path / "general.txt").write_text("\n\n".join(text for text, _ in rows(20, seed=9)), encoding="utf-8")
 
@@ -82,3 +83,10 @@ def test_a_folder_of_another_command_is_left_alone(command, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/run.json").write_text('{"command": "finetune"}')
     assert command("--sizes", "4") == 2 and "holds a run of finetune" in capsys.readouterr().err
+
+
+def test_runs_go_one_by_one_unless_told():
+    """Side by side they slow each other, and seconds would tell of the machine, not of the methods."""
+    parser = argparse.ArgumentParser()
+    compare.add_command(parser.add_subparsers())
+    assert parser.parse_args(["compare", "base", "data"]).workers == 1

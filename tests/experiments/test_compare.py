@@ -13,7 +13,7 @@ import minitune as mt
 from minitune import experiments, models, tune
 from minitune.data import Dataset, Split, Tokenizer, nested_subsets
 from minitune.experiments import Comparison, FewShot, LoRAPlus, Pretraining, Protocol, Recipe, Results, compare, pretrain
-from minitune.experiments.compare import Costs, GeneralText, general_text, speaking
+from minitune.experiments.compare import Costs, GeneralText, _peak_mb, general_text, speaking
 from minitune.experiments.published_lora import LOW_DATA, PROMPTED, RATE_RATIOS, TABLE_16
 from minitune.experiments.recipe import plain
 from minitune.experiments.runner import RunFailed, read_lines
@@ -143,6 +143,17 @@ def test_prompting_trains_nothing_and_reads_the_labels_of_its_run(finished, toy,
         assert shot.error(toy.test) == row["error"]
 
 
+def test_prompting_is_validated_on_the_validation_texts(toy, base, tmp_path):
+    """Most of them are of one class, so that even a prompt that always says the same errs otherwise than on the test texts."""
+    valid = toy.valid.subset(np.array([0, 2, 4, 6, 1]))
+    dataset = replace(toy, splits=toy.splits | {"valid": valid})
+    row, = small(dataset, base, tmp_path, {"few-shot": METHODS["few-shot"]}).results.rows
+    rows = nested_subsets(toy.train.labels, [4], row["seed"])[4]
+    settings = replace(METHODS["few-shot"], text_tokens=row["text_tokens"], seed=row["seed"])
+    shot = experiments.few_shot(models.from_pretrained(base), toy.train.subset(rows), valid, toy.labels, settings)
+    assert row["valid_error"] == shot.error(valid) != row["error"]
+
+
 def test_a_prompt_takes_as_many_texts_as_fit(base):
     model = models.from_pretrained(base)
     settings = [Prompting(settings=FewShot(k=k, template="{text} is: {label}\n")).fitted(model, ("sea", "wood"), count, 3)
@@ -229,6 +240,36 @@ def test_the_file_is_as_large_as_one_of_all_that_was_trained(finished, toy, base
     assert row["file_mb"] * 2**20 == pytest.approx(size, abs=200)           # rounded to 1e-4 MB, and a few bytes of header
     full, head = (found.cost("file_mb", name, 4) for name in ("full", "head"))
     assert full > row["file_mb"] > head > 0
+
+
+def test_pissa_is_kept_as_the_lora_of_twice_the_rank_that_save_adapter_writes(finished):
+    found, _ = finished
+    factors = L * 8 * (4 * 2 * C + 2 * 5 * C) * 4           # bytes of A and B at first, beside those that trained
+    pissa, lora = (found.cost("file_mb", name, 4) * 2**20 for name in ("pissa", "lora"))
+    assert pissa - lora == pytest.approx(factors, abs=L * 6 * 2 * 120)   # and a header of at most 120 bytes for each of them
+
+
+def test_peak_memory_is_of_steps_alone(toy, base, monkeypatch):
+    """What was taken and given back before the first step, as a file that is read, does not count."""
+    module = sys.modules["minitune.experiments.compare"]
+    task = make_task(toy, base, chosen_methods(["head"]), PROTOCOL)
+    spec, rows, plain_model = {"method": "head", "seed": 0, "rate": 1e-3}, np.arange(4), module.fresh_model
+    usual = _peak_mb(task, spec, rows)
+
+    def wasteful(*given):
+        np.ones(2**23)                          # 64 MB, gone at once
+        return plain_model(*given)
+
+    monkeypatch.setattr(module, "fresh_model", wasteful)
+    assert _peak_mb(task, spec, rows) < usual + 8
+
+
+def test_forgetting_is_not_measured_on_the_texts_that_choose_rates(toy, base, tmp_path):
+    with pytest.raises(ValueError, match="on the validation texts of toy, by which rates are chosen. Give other texts"):
+        small(toy, base, tmp_path, general=[*GENERAL, toy.valid.texts[3]])
+    with pytest.raises(ValueError, match="on the validation texts of pydocs"):
+        small(replace(toy, name="pydocs"), base, tmp_path, general=None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_and_time_are_of_training(finished):
@@ -389,6 +430,21 @@ def test_a_sentence_says_which_errs_less_or_that_they_cannot_be_told_apart():
     assert "nothing to compare" in made_up({"full": 0.2}).sentence()
     found = made_up({"head": 0.5, "ia3": 0.2})
     assert found.reference == "head" and found.sentence().startswith("ia3 errs 30.0 points less than head")
+
+
+def test_a_method_without_costs_has_a_sentence():
+    rows = [dict(method=method, labels=4, seed=0, rate=0.0, error=0.5, valid_error=0.5, test_texts=8, wrong="f0",
+                 training_seconds=0.0, trainable_parameters=0, total_parameters=9) for method in ("few-shot", "asked again")]
+    said = Comparison(Results(rows, {})).sentence(labels=4)
+    assert said.startswith("asked again and few-shot are not distinguishable at 4 labels") and said.endswith(").")
+
+
+def test_the_table_tells_of_runs_side_by_side_and_rates_of_other_sizes():
+    found = made_up({"full": (0.2, 0.1), "lora": (0.2, 0.1)}, labels=(100, 1_000))
+    assert "side by side" not in found.table() and "labels are those chosen at" not in found.rates()
+    found.results.settings["sweep"] = made_up({"full": 0.2}, rates={"full": 1e-3}).results.settings["sweep"]      # at 100 alone
+    found.results.settings |= {"workers": 2, "protocol": {"sweep_at": (100,)}}
+    assert "2 runs side by side" in found.table() and "Rates for 1,000 labels are those chosen at 100." in found.rates()
 
 
 @pytest.mark.parametrize("lora, verdict", [(0.2, "not distinguishable"), (0.1, "better"), (0.3, "worse")])

@@ -237,3 +237,16 @@ def test_json_and_plots(tmp_path):
     change = lora.changes["blocks.0.attention.query"]
     assert row["rank"] == 2 and row["layer"] == "blocks.0" and row["kind"] == "attention.query"
     assert row["amplification"] == change.amplification(2) and row["singular_values"] == change.singular_values.tolist()
+
+
+@pytest.mark.parametrize("method", [tune.LoRAConfig(r=2, target_modules="query"),
+                                    tune.LoRAConfig(r=2, target_modules="token_embedding")])
+def test_a_tied_base_weight_of_an_adapted_layer_counts_once(method):
+    """Query and key share one weight, of which an adapted layer is the first to be looked at."""
+    base = gpt()
+    for block in base.blocks:
+        block.attention.key.weight = block.attention.query.weight
+    before, after = deepcopy(base), tuned(base, method)
+    names = {change.name for change in lens(before, before).changes.values()}
+    assert "blocks.0.attention.query" in names and "blocks.0.attention.key" not in names
+    assert set(lens(before, after).changes) == names and not lens(before, after).unmatched

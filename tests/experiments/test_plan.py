@@ -15,6 +15,7 @@ from minitune.experiments.operation_costs import RULES
 from minitune.experiments.plan import PLANNED
 from minitune.experiments.rehearsal import on_shapes
 from minitune.experiments.shape_only import Shape, counting
+from minitune.experiments.tuning_methods import KNOWN
 from minitune.models import GPTConfig
 
 pytest.importorskip("numba", reason='a plan is of the compiled twins: pip install "minitune[test]"')
@@ -257,3 +258,8 @@ def test_a_model_that_is_frozen_throughout_is_told():
         plan(model, None, 2, 8, rates=False)
     with pytest.raises(NotImplementedError):
         plan(awd_lstm(), "full", 2, 8, rates=False)
+
+
+def test_what_compare_trains_can_be_planned_as_it_trains_it():
+    assert set(PLANNED) == set(KNOWN) - {"few-shot"} | {"qlora"}
+    assert all(PLANNED[name] == getattr(KNOWN[name], "method", KNOWN[name]) for name in PLANNED if name != "qlora")

@@ -395,3 +395,21 @@ def test_bert_s_output_that_was_trained_apart_from_its_words_is_told(tmp_path):
     rewrite(tmp_path, config, tensors | {name: tensors[name] + 1})
     with pytest.raises(ValueError, match="decoder.weight: not bert.embeddings.word_embeddings.weight, with which it is one"):
         tune.load_adapter(build("bert language model"), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")           # of PEFT and transformers about each other
+def test_a_fresh_adapter_of_pefts_is_one_for_query_key_and_value(tmp_path):
+    """B is 0 in all rows, so nothing but the shape says for which of the three it is: each gets all ranks."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model = build("gpt")
+    model.save_pretrained(tmp_path / "base")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["c_attn"], fan_in_fan_out=True)
+    peft.get_peft_model(theirs, config).save_pretrained(tmp_path / "fresh")
+    assert not (tmp_path / "fresh" / "minitune_adapter.json").exists()
+    tensors = load_file(tmp_path / "fresh" / "adapter_model.safetensors")
+    tune.load_adapter(model, tmp_path / "fresh")
+    for i, block in enumerate(model.blocks):
+        A = tensors[f"base_model.model.transformer.h.{i}.attn.c_attn.lora_A.weight"]
+        for layer in (block.attention.query, block.attention.key, block.attention.value):
+            assert np.array_equal(layer.A.data, A) and layer.B.shape == (8, 3) and not layer.B.data.any()

@@ -359,3 +359,53 @@ def test_merging_with_untie_gives_the_merged_layer_a_weight_of_its_own():
     np.testing.assert_allclose(model(IDS).numpy(), expected, 1e-5, 1e-6)
     tune.unmerge(model, certificate)
     assert np.array_equal(model(IDS).numpy(), expected) and model.output.base.weight is model.embedding.weight
+
+
+def test_an_adapter_put_in_after_a_merge_leaves_those_that_wait_alone():
+    """The merge changed the base on which they rest: switched, they would compute something else."""
+    model, *_ = with_two()
+    tune.merge(model)
+    tune.apply(model, tune.LoRAConfig(r=3, target_modules=["query", "mlp.down"]))      # layers at the same places as merged
+    expected = model(IDS).numpy()
+    with pytest.raises(ValueError, match="'two' are not in the model as they were. Was it merged?"):
+        tune.set_adapter(model, "one")
+    assert np.array_equal(model(IDS).numpy(), expected)
+
+
+def test_a_base_that_trains_while_no_adapter_is_in_is_told():
+    model, *_ = with_two()
+    tune.set_adapter(model, None)
+    tune.apply(model, tune.FullConfig())
+    with pytest.raises(ValueError, match="weights of the base train beside the adapter"):
+        tune.set_adapter(model, "one")
+
+
+def test_a_new_adapter_of_a_model_in_evaluation_drops_nothing_out():
+    model = base()
+    tune.add_adapter(model, "one", tune.LoRAConfig(r=2, lora_dropout=0.9))
+    assert not any(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize("make, labels", [(gpt, None), (gpt, ["no", "yes"]),
+                                          (lambda: models.MaskedLanguageModel(bert()), None)],
+                         ids=["no head", "a head of layers", "a head with a parameter of its own"])
+def test_what_waits_follows_a_model_to_float64_and_back(make, labels):
+    model, _, one, _ = with_two(make, labels)
+    tune.set_adapter(model, None)
+    model.to(dtype="float64")
+    tune.set_adapter(model, "one")
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float64)}
+    tune.set_adapter(model, "two")
+    model.to(dtype="float32")
+    tune.set_adapter(model, "one")
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float32)} and np.array_equal(model(IDS).numpy(), one)
+
+
+def test_adapters_keep_their_names_under_a_head():
+    model, _, one, two = with_two()
+    under = models.Classifier(model, ["no", "yes"])
+    assert tune.adapter_names(under) == ["one", "two"] and tune.active_adapter(under) == "two"
+    tune.set_adapter(under, "one")
+    tune.set_adapter(model, "one")
+    features = [part.features(Batch.of_ids(IDS)).numpy() for part in (under.backbone, model)]
+    assert np.array_equal(*features) and np.array_equal(model(IDS).numpy(), one)

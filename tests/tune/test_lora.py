@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from small_models import randomise
 
 import minitune as mt
 from minitune import models, nn, tune
@@ -319,7 +320,7 @@ def test_a_certificate_of_another_model_is_refused():
     large, small = gpt(n_layer=3), gpt(n_layer=2)
     tune.apply(large, tune.LoRAConfig(r=2, target_modules="up"))
     certificate = tune.merge(large)
-    with pytest.raises(ValueError, match=r"certificate is of another model; no merged layer is at blocks\.2\.mlp\.up"):
+    with pytest.raises(ValueError, match=r"no merged layer is at blocks\.0\.mlp\.up"):
         tune.unmerge(small, certificate)
     assert not any(isinstance(part, tune.LoRALinear) for _, part in small.named_modules())
 
@@ -344,3 +345,47 @@ def test_saving_with_adapters_inside_raises_with_the_repair_and_writes_nothing(t
     model.save_pretrained(tmp_path / "model")
     loaded = models.from_pretrained(tmp_path / "model")(BATCH).numpy()
     np.testing.assert_allclose(loaded, model(BATCH).numpy(), rtol=1e-5, atol=1e-6)  # BLAS may sum a transposed copy otherwise
+
+
+def test_a_certificate_is_of_one_merge_of_one_model():
+    """Neither a model of the same shape takes it, nor this one once it was merged anew."""
+    model, other = gpt(), gpt()
+    for each in model, other:
+        tune.apply(each, tune.LoRAConfig(r=2, target_modules="up"))
+    old, others = tune.merge(model), tune.merge(other)
+    kept = other.blocks[0].mlp.up
+    with pytest.raises(ValueError, match=r"no merged layer is at blocks\.0\.mlp\.up"):
+        tune.unmerge(other, old)
+    assert other.blocks[0].mlp.up is kept
+    tune.unmerge(model, old)
+    tune.merge(model)
+    with pytest.raises(ValueError, match="of another model, or of an earlier merge"):
+        tune.unmerge(model, old)
+    tune.unmerge(other, others)
+
+
+def test_a_model_that_got_another_dtype_since_its_merge_is_unmerged_in_it():
+    model = gpt().eval()
+    tune.apply(model, tune.LoRAConfig(r=2))
+    randomise(model.parameters())
+    logits, certificate = model(BATCH).numpy(), tune.merge(model)
+    model.to(dtype="float64")
+    tune.unmerge(model, certificate)
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float64)}
+    np.testing.assert_allclose(model(BATCH).numpy(), logits, 1e-5, 1e-5)    # float32's rounding of the first logits
+
+
+@pytest.mark.parametrize("method", [tune.LoRAConfig(r=2), tune.IA3Config(), tune.AdapterConfig(4), tune.PrefixConfig(2),
+                                    tune.PromptConfig(2), tune.QLoRAConfig(r=2)])
+@pytest.mark.parametrize("training", [True, False])
+def test_new_layers_are_in_the_mode_of_those_whose_place_they_take(method, training):
+    model = gpt().train(training)
+    tune.apply(model, method)
+    assert {part.training for part in model.modules()} == {training}
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_plain_layer_trains_as_the_base_did(trains):
+    layer = tune.LoRALinear(nn.Linear(3, 4), 2, 2.0)
+    layer.base.weight.requires_grad = trains
+    assert layer.merged().weight.requires_grad is trains

@@ -559,6 +559,14 @@ def test_lora_plus_lets_b_learn_faster_than_all_else():
         assert settings[id(p)] == (8 if name.endswith(".B") else 1, 0.3 if p.decays else 0), name
 
 
+def test_lora_plus_leaves_both_factors_of_an_embedding_at_the_rate_of_the_rest():
+    model = gpt()
+    tune.apply(model, tune.LoRAConfig(r=2, target_modules=["token_embedding", "query"]))
+    rates = {id(p): group.rate for group in tune.lora_plus(model, ratio=8) for p in group.parameters}
+    assert {rates[id(p)] for p in (model.token_embedding.A, model.token_embedding.B)} == {1.0}
+    assert rates[id(model.blocks[0].attention.query.B)] == 8.0
+
+
 def test_lora_plus_moves_b_by_the_ratio_from_the_same_gradient():
     def moved(ratio):
         mt.seed(0)

@@ -1,5 +1,6 @@
 """save_adapter and load_adapter: every method comes back, and what does not belong together is told before anything changes."""
 
+import copy
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from small_models import awd_lstm, bert, gpt, llama, randomise
 
 import minitune as mt
 from minitune import models, tune
-from minitune.data import Batch, Tokenizer
+from minitune.data import Batch, LanguageModelSet, Tokenizer
+from minitune.train import Trainer
+from minitune.train.checkpoint import save_checkpoint
 
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 LABELS = ["no", "yes"]
@@ -251,7 +254,8 @@ def test_a_transposed_factor_is_told_even_where_its_shape_is_right(tmp_path):
 
 @pytest.mark.parametrize("prepare, error", [
     (lambda m: None, "the model has no adapter, and everything trains: save_pretrained writes the model"),
-    (lambda m: (tune.apply(m, tune.LoRAConfig(r=2)), tune.merge(m), tune.freeze(m)), "nothing was trained. Was the adapter")])
+    (lambda m: (tune.apply(m, tune.LoRAConfig(r=2)), tune.merge(m), tune.freeze(m)), "merged into blocks.0.attention.query"),
+    (lambda m: tune.freeze(m), "the model has no adapter, and nothing was trained")])
 def test_a_model_without_an_adapter_is_told(prepare, error, tmp_path):
     model = base(labels=None)
     prepare(model)
@@ -310,3 +314,76 @@ def test_a_damaged_config_of_minitunes_form_is_told(change, error, tmp_path):
     with pytest.raises(ValueError, match=error):
         tune.load_adapter(model, tmp_path)
     assert state(model) == before
+
+
+@pytest.mark.parametrize("method", [tune.PiSSAConfig(r=2), tune.QLoRAConfig(r=2)])
+def test_an_adapter_that_was_made_of_other_weights_is_refused(method, tmp_path):
+    """All that PiSSA and four bits leave alone is the same here; one weight that they were made of is not."""
+    tune.save_adapter(tuned(method), tmp_path)
+    other = base()
+    other.backbone.blocks[1].mlp.up.weight.data[0, 0] += 0.5
+    before = state(other)
+    with pytest.raises(ValueError, match=r"trained on another base.*1 of \d+ arrays differ, as blocks\.1\.mlp\.up\.weight"):
+        tune.load_adapter(other, tmp_path)
+    assert state(other) == before
+    tune.load_adapter(base(), tmp_path)
+
+
+@pytest.mark.parametrize("method", [tune.PiSSAConfig(r=2), tune.QLoRAConfig(r=2)])
+def test_a_training_on_four_bits_or_pissa_goes_on_only_on_its_base(method, tmp_path):
+    def trainer(change):
+        model = base(labels=None).train()
+        model.blocks[0].mlp.up.weight.data[0, 0] += change
+        tune.apply(model, method)
+        rows = LanguageModelSet([np.arange(20) % 19] * 4, 6)
+        return Trainer(model, rows, steps=2, lr=1e-3, batch_size=2, out=tmp_path, progress=False)
+
+    begun = trainer(0.0)
+    begun.fit()
+    save_checkpoint(begun)
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.up\.(base\.)?made_of was"):
+        trainer(1e-4).fit(resume=True)
+    assert trainer(0.0).model.blocks[0].mlp.up.B.shape[1] == 2
+
+
+def test_an_adapter_that_waits_or_was_merged_is_not_left_out_of_what_is_saved(tmp_path):
+    model = tuned(tune.LoRAConfig(r=2))
+    certificate = tune.merge(model)
+    with pytest.raises(ValueError, match=r"was merged into .*, and would be left out. Take it out again, tune\.unmerge"):
+        tune.save_adapter(model, tmp_path)
+    tune.unmerge(model, certificate)
+    tune.set_adapter(model, None)
+    with pytest.raises(ValueError, match=r"default would be left out. Put one in: tune\.set_adapter\(model, 'default'\)"):
+        tune.save_adapter(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+    tune.set_adapter(model, "default")
+    assert tune.save_adapter(model, tmp_path).reason == ""
+
+
+@pytest.mark.parametrize("method", [tune.BitFitConfig(), tune.PrefixConfig(2), tune.PromptConfig(2)])
+def test_methods_that_would_freeze_an_adapter_refuse_it(method):
+    model = tuned(tune.LoRAConfig(r=2))
+    before = state(model)
+    with pytest.raises(ValueError, match=f"{type(method).__name__}: the model has adapted layers already"):
+        tune.apply(model, method)
+    assert state(model) == before
+
+
+def test_lora_alpha_0_is_saved(tmp_path):
+    """Query, key and value are one layer of PEFT's, whose scale the thirds share: 0 is no divisor."""
+    model = tuned(tune.LoRAConfig(r=2, lora_alpha=0))
+    assert tune.save_adapter(model, tmp_path / "all").reason == ""
+    again = base()
+    tune.load_adapter(again, tmp_path / "all")
+    assert np.array_equal(again(IDS).numpy(), model(IDS).numpy())
+    model.backbone.blocks[0].attention.key.scale = 1.5
+    assert "with one lora_alpha, which is 0 for some of its thirds" in tune.save_adapter(model, tmp_path / "some").reason
+    again = base()
+    tune.load_adapter(again, tmp_path / "some")
+    assert np.array_equal(again(IDS).numpy(), model(IDS).numpy())
+
+
+@pytest.mark.parametrize("method", [tune.PromptConfig(2), tune.PrefixConfig(2)])
+def test_a_model_with_virtual_tokens_is_of_one_class_however_often_it_is_copied(method):
+    model, other = tuned(method, labels=None), tuned(method, labels=None)
+    assert type(copy.copy(model)) is type(copy.deepcopy(model)) is type(other) is type(model)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from measure import DROPPED, ROOT, machine
@@ -21,15 +20,14 @@ for name in DROPPED:                            # before NumPy: an inherited cho
     os.environ.pop(name, None)
 
 from pages import write_between_marks
+from reproduce import cut
 
 import minitune as mt
-from minitune.data import Dataset
 from minitune.experiments import Comparison, Protocol, compare
 from minitune.experiments.comparison import PLOTS
 from minitune.experiments.runner import read_lines
 from minitune.experiments.tuning_methods import KNOWN
 
-MEASURED_ON = {"test": 5000, "valid": 500}
 STEPS = {"least_steps": 100, "epochs": 5, "most_steps": 1250, "evaluations": 6}         # 1,250: twice through 10,000 labels
 SETTINGS: dict[str, tuple[tuple[str, ...], Protocol]] = {
     "ag_news_22k": (tuple(KNOWN), Protocol(sizes=(100, 1_000, 10_000), sweep_at=(100, 1_000), block_size=64, rates={},
@@ -55,13 +53,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="runs side by side; one gives times to rely on (default: 1)")
     parser.add_argument("--pages", action="store_true", help="run nothing: write the plots and the page from the JSON anew")
     return parser.parse_args()
-
-
-def cut(dataset: Dataset) -> Dataset:
-    """The data set with fewer texts to measure on: the first of each split, whose order is random."""
-    few = {name: split.subset(range(min(limit, len(split)))) for name, limit in MEASURED_ON.items()
-           for split in [dataset.splits[name]]}
-    return replace(dataset, splits=dataset.splits | few)
 
 
 def measure(options: argparse.Namespace) -> Comparison:

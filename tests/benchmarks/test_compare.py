@@ -32,7 +32,7 @@ def imdb():
 @pytest.fixture
 def command(imdb, tmp_path, monkeypatch):
     """Calls the script in an empty copy of the repository's places, on a few made-up texts."""
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib")
     settings = Pretraining(vocab_size=300, block_size=16, n_layer=1, n_head=2, n_embd=16, steps=2, batch_size=2, held_out=2)
     pretrain(imdb, tmp_path / "base", settings, progress=False)
     (tmp_path / "docs").mkdir()
@@ -77,12 +77,6 @@ def test_methods_are_named_and_the_page_is_written_anew_from_the_results_alone(c
     command("--pages")
     assert (root / "docs/lora_or_full.md").read_text(encoding="utf-8") == page
     assert Comparison.from_json(root / "benchmarks/results/compare_imdb.json").methods == ["full", "head"]
-
-
-def test_sets_are_cut_to_what_is_measured_on(imdb, monkeypatch):
-    monkeypatch.setattr(compare, "MEASURED_ON", {"test": 12, "valid": 500})
-    few = compare.cut(imdb)
-    assert few.test.texts == imdb.test.texts[:12] and len(few.valid) == 10 and few.train is imdb.train
 
 
 def test_the_settings_are_those_that_were_asked_for():

@@ -128,3 +128,9 @@ def test_an_unknown_table_or_data_set_is_refused_with_those_there_are(arguments,
     with pytest.raises(SystemExit):
         command(*arguments)
     assert "ulmfit.table4" in capsys.readouterr().err
+
+
+def test_sets_are_cut_to_what_is_measured_on(trec, monkeypatch):
+    monkeypatch.setattr(reproduce, "MEASURED_ON", {"test": 12, "valid": 500})
+    few = reproduce.cut(trec)
+    assert few.test.texts == trec.test.texts[:12] and len(few.valid) == 20 and few.train is trec.train

@@ -22,7 +22,7 @@ def table(tmp_path):
 @pytest.fixture
 def command(base, table, tmp_path, monkeypatch):
     """Calls the command with few steps, on a text of one's own."""
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib")
     monkeypatch.setattr(compare, "PROTOCOL", replace(compare.PROTOCOL, least_steps=2, epochs=0))
     (tmp_path / "general.txt").write_text("\n\n".join(text for text, _ in rows(20, seed=9)), encoding="utf-8")
 

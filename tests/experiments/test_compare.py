@@ -515,7 +515,7 @@ def test_json_holds_everything_and_is_read_back(finished, tmp_path):
 
 
 def test_three_plots_are_drawn(finished, tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib")
     found, _ = finished
     figures = found.plot(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"error_against_parameters.png", "error_against_seconds.png",

@@ -400,7 +400,8 @@ def test_bert_s_output_that_was_trained_apart_from_its_words_is_told(tmp_path):
 @pytest.mark.filterwarnings("ignore")           # of PEFT and transformers about each other
 def test_a_fresh_adapter_of_pefts_is_one_for_query_key_and_value(tmp_path):
     """B is 0 in all rows, so nothing but the shape says for which of the three it is: each gets all ranks."""
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    peft, transformers = (pytest.importorskip(name, reason=f"{name}, the oracle, is not installed")
+                          for name in ("peft", "transformers"))
     model = build("gpt")
     model.save_pretrained(tmp_path / "base")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")

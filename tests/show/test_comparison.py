@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="the plots need matplotlib")
 
 from minitune.show.comparison import comparison_panels
 

@@ -459,7 +459,8 @@ def _model(task: Task, method: str, rows: np.ndarray) -> Classifier:
     tuned = task.language_models.get(method)
     backbone = from_pretrained(tuned).to(task.device, task.dtype) if tuned else language_model(task, recipe)
     if recipe.language_model and recipe.language_model.texts == "labelled":
-        tune_language_model(backbone, task.splits["train"].subset(rows).texts, recipe.language_model, dropout=recipe.dropout)
+        tune_language_model(backbone, task.splits["train"].subset(rows).texts, recipe.language_model,
+                            task.splits["valid"].texts, dropout=recipe.dropout)
     return recipe.classifier(backbone, task.labels, task.protocol.pooling)
 
 

@@ -102,9 +102,10 @@ def ulmfit(dataset: Dataset, base: str | Path = "minitune-base", out: str | Path
     3. A classifier on it learns the labels of `dataset.train`: rates that fall from layer to layer, a slanted triangle of
        rates over the steps, layers unfrozen from the last on, features pooled over the text, as `recipe` says.
     With `backward_base`, a model whose tokenizer reads `backward`, all this is done once more in that direction, and the
-    probabilities of both are averaged. The epoch that did best on validation is kept where this has at least 100 texts, else
-    the last. With `out`, each stage's model and history are written there, and ulmfit.json says of which base, data and
-    settings; called again, it goes on, and what has ended is read.
+    probabilities of both are averaged. The language model keeps the weights that predict the validation texts best; the
+    classifier those that did best on them where they are at least 100, else the last. With `out`, each stage's model and
+    history are written there, and ulmfit.json says of which base, data and settings; called again, it goes on, and what has
+    ended is read.
     Raises ValueError for a data set without labels, a base without its tokenizer or that is no language model, two bases that
     read in the same direction, and where `out` holds another run.
     """
@@ -120,8 +121,8 @@ def ulmfit(dataset: Dataset, base: str | Path = "minitune-base", out: str | Path
                for folder, model in zip(folders, models)]
     made = ULMFiT([], labels.chunks)
     if 0 < _validation(dataset) < ENOUGH:
-        made.notes.append(f"{_validation(dataset):,} validation texts are too few to choose an epoch or a rate by: the last "
-                          "weights are kept")
+        made.notes.append(f"{_validation(dataset):,} validation texts are too few to choose an epoch or a rate by: the "
+                          "classifier's last weights are kept")
     for model, record in zip(models, records):
         if recipe.language_model:
             backend.seed(seed)

@@ -172,7 +172,8 @@ def test_few_validation_texts_choose_nothing(toy, backbone, tmp_path):
     labels = replace(LABELS, epochs=4)
     few, enough = tmp_path / "few", tmp_path / "enough"
     made = ulmfit(toy, backbone, few, replace(RECIPE, language_model=None), labels, progress=False)
-    assert made.notes == ["20 validation texts are too few to choose an epoch or a rate by: the last weights are kept"]
+    assert made.notes == ["20 validation texts are too few to choose an epoch or a rate by: the classifier's last weights are "
+                          "kept"]
     assert not (few / "forward/classifier/best.safetensors").exists() and made.history[-1]["valid error"] >= 0
     last = (few / "forward/classifier/history.csv").read_text().splitlines()
     assert made.history[-1]["valid loss"] == float(last[-1].split(",")[last[0].split(",").index("valid_loss")])

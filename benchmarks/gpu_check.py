@@ -90,7 +90,7 @@ def main() -> None:
 def commands(out: Path, emulated: bool) -> dict[str, list[str]]:
     """What each part starts."""
     here, quick = ROOT / "benchmarks", ["--quick", "--emulated"] if emulated else []
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default::DeprecationWarning"]
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default::DeprecationWarning"]
     pytest += ["-n", "8"] if find_spec("xdist") and not emulated else []
     few = "swiglu" if emulated else ""          # of the emulated run the tests are no part: it shows that they are found
     return {"tests": [*pytest, "tests/ops/test_twins.py", "-k", f"cuda/{few}"],

@@ -1,6 +1,7 @@
 """The model that comes with the package: a small GPT pre-trained on books, and what its model card says of it.
 
     MINITUNE_DATA=... python benchmarks/minitune_base.py        # two hours on one core; stopped, it goes on when called again
+    MINITUNE_DATA=... python benchmarks/minitune_base.py --device cuda --dtype bfloat16 --batch_size 64 --lr 3e-3
 
 The texts are the English prose of `data.load("gutenberg")`, in the public domain, without the books of two authors, who
 are kept unseen so that fine-tuning to a style can be measured. Lines that a printer broke are joined, quotation marks
@@ -19,7 +20,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from measure import DROPPED, ROOT, machine, table
+from measure import DROPPED, ROOT, gpu, machine, table
 
 for name in DROPPED:                            # before NumPy: an inherited choice of kernels halves its matrix products
     os.environ.pop(name, None)
@@ -46,14 +47,19 @@ CURVE = {"step": "step", "loss": "training loss", "valid_loss": "validation loss
 def main() -> None:
     options = parse()
     dataset = books()
-    gpt = pretrain(dataset, options.out, replace(SETTINGS, steps=options.steps))
-    ship(gpt, len(dataset.train), options.out, options.ship, options.image)
+    settings = replace(SETTINGS, steps=options.steps, batch_size=options.batch_size, lr=options.lr)
+    gpt = pretrain(dataset, options.out, settings, device=options.device, dtype=options.dtype)
+    ship(gpt, len(dataset.train), options.out, options.ship, options.image, options.dtype)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--steps", type=int, default=SETTINGS.steps, help="steps of 8 rows of 512 tokens")
+    parser.add_argument("--steps", type=int, default=SETTINGS.steps, help="steps of a batch of rows")
+    parser.add_argument("--batch_size", type=int, default=SETTINGS.batch_size, help="rows of 512 tokens a step")
+    parser.add_argument("--lr", type=float, default=SETTINGS.lr, help="highest learning rate")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it trains")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "minitune-base", help="folder of the run")
     parser.add_argument("--ship", type=Path, default=ROOT / "minitune" / "models" / "shipped" / "minitune-base",
                         help="folder of the model that comes with the package, and its card")
@@ -94,14 +100,16 @@ def middle(text: str, characters: int) -> str:
 
 # ---- What ships ----------------------------------------------------------------------------------------------------------
 
-def ship(gpt: GPT, count: int, run: Path, folder: Path, image: Path) -> None:
-    """Writes the model, that has read so many books, in float16 into `folder`, measures what stands there, and writes its
-    record, its card and the curve."""
+def ship(gpt: GPT, count: int, run: Path, folder: Path, image: Path, dtype: str) -> None:
+    """Writes the model, that has read so many books, in float16 into `folder`, measures what stands there, in float32, and
+    writes its record, its card and the curve."""
     gpt.save_pretrained(folder, dtype="float16")
+    gpu_used = gpu() if gpt.device == "cuda" else {}
     history = read_lines(run / "history.jsonl")
     record = json.loads((run / "pretraining.json").read_text(encoding="utf-8"))
     record |= {"training_seconds": round(training_seconds(history, record), 3), "history": history,
-               "measured": measure(mt.models.from_pretrained(folder)), "machine": machine()}
+               "measured": measure(mt.models.from_pretrained(folder).to(gpt.device)),
+               "machine": machine() | gpu_used, "dtype": dtype}
     write_text(folder / "pretraining.json", json.dumps(record, indent=1) + "\n")
     write_text(folder / "README.md", card(record, count))
     training_curves(history, image, "minitune-base: pre-training")
@@ -142,7 +150,10 @@ def perplexities(gpt: GPT, text: str, more_words: int = 0) -> dict[str, Any]:
 def card(record: dict[str, Any], count: int) -> str:
     """The model card, README.md of the folder."""
     made, threads = record["machine"], record["machine"]["threads_set"].get("OPENBLAS_NUM_THREADS", "all")
-    read, hours = record["tokens_read"], record["training_seconds"] / 3600
+    read, seconds = record["tokens_read"], record["training_seconds"]
+    versions = made["versions"] | made.get("gpu_versions", {})
+    used = {name: versions[name] for name in ("minitune", "numpy", "numba", "cupy-cuda12x", "cupy-cuda13x") if name in versions}
+    on_cpu = f"{made['processor']}, {threads} of {made['cores']} cores, no GPU"
     facts = {"model": f"GPT in GPT-2's form: {record['n_layer']} layers, {record['n_head']} heads, {record['n_embd']} channels",
              "parameters": f"{record['parameters']:,}, stored as float16, read as float32",
              "context": f"{record['block_size']} tokens",
@@ -151,10 +162,9 @@ def card(record: dict[str, Any], count: int) -> str:
              "read": f"{read:,} tokens, {read / record['training_tokens']:.2f} times the texts: {record['steps']:,} steps of "
                      f"{record['batch_size']} rows",
              "optimizer": f"AdamW, rate {record['lr']:g} with warm-up and a cosine's fall, seed {record['seed']}",
-             "time": f"{hours:.1f} hours of training steps, {read / record['training_seconds']:,.0f} tokens a second",
-             "hardware": f"{made['processor']}, {threads} of {made['cores']} cores, no GPU",
-             "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()
-                                   if name in ("minitune", "numpy", "numba")) + f", Python {made['python']}",
+             "time": f"{seconds / 60:,.0f} minutes of training steps, {read / seconds:,.0f} tokens a second",
+             "hardware": f"{made['card']}, activations in {record['dtype']}" if "card" in made else on_cpu,
+             "versions": ", ".join(f"{name} {version}" for name, version in used.items()) + f", Python {made['python']}",
              "command": f"`MINITUNE_DATA=... {made['command']}`"}
     parts = {"held_out": [f"- {author}: {', '.join(titles)}" for author, titles in HELD_OUT.items()],
              "facts": [f"| {name} | {value} |" for name, value in facts.items()], "curve": table(record["history"], CURVE),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -22,12 +22,20 @@ Array = Any     # numpy.ndarray or cupy.ndarray: one text of mathematics serves 
 
 def device_of(array: Array) -> str:
     """The device an array lives on: "cpu" or "cuda"."""
-    return "cpu" if isinstance(array, np.ndarray) or type(array).__module__.partition(".")[0] != "cupy" else "cuda"
+    return _device_of(type(array))
 
 
 def array_module(array: Array) -> ModuleType:
     """The module whose functions take this array: numpy, or cupy for an array on a GPU."""
-    return import_module("cupy") if device_of(array) == "cuda" else np
+    if device_of(array) == "cpu":
+        return np
+    import cupy  # the statement takes a tenth of import_module's time where it is loaded already
+    return cupy
+
+
+@cache                                          # a step on a GPU asks thousands of times
+def _device_of(kind: Any) -> str:
+    return "cuda" if kind.__module__.partition(".")[0] == "cupy" else "cpu"
 
 
 def to_device(array: Array, device: str) -> Array:
@@ -104,6 +112,7 @@ def moves(forward: Callable) -> Callable:
     return forward
 
 
+@cache
 def in_float32(forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
     """A reference for bfloat16: widened before, computed in float32, rounded after. Sums without axes stay float32.
 

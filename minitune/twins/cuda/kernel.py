@@ -127,7 +127,9 @@ class Kernel:
         self.filled = {p.name for p in self.parameters if p.dims is None and p.name in axes}
         self.wanted = [p for p in self.parameters if p.name not in self.filled]
         self._places = [i for i, p in enumerate(self.wanted) if p.dims is not None]     # of arrays among the arguments
-        self._fitting: dict[Any, tuple[dict[str, Any], bool]] = {}
+        self._slots = [i for i, p in enumerate(self.parameters) if p.name not in self.filled]   # of arguments among parameters
+        self._numbers = [i for i in self._slots if self.parameters[i].dims is None]
+        self._fitting: dict[Any, tuple[list[Any], bool]] = {}
 
     def __call__(self, grid: int | Sizes, block: int | Sizes, *arguments: Any, shared: int = 0, **defines: int) -> None:
         """Runs the kernel on grid x block threads with `shared` bytes of dynamic shared memory.
@@ -141,9 +143,8 @@ class Kernel:
         for name, values in self.source.choices.items():
             if defines.get(name) not in values:
                 raise ValueError(f"{self.name}: {name} must be one of {', '.join(map(str, values))}, got {defines.get(name)}")
-        names = (*(["BF16"] if half else []), *(f"{name}={value}" for name, value in sorted(defines.items())))
         like = next(arguments[i] for i in self._places if arguments[i] is not None)
-        function = self.source.function(self.name, like, names)
+        function = self.source.function(self.name, like, _names(half, *defines.items()))
         if device_of(like) == "cpu":
             emulation.run(self, function, grid, block, given, shared)
             return
@@ -158,15 +159,20 @@ class Kernel:
             raise TypeError(f"{self.name}: expected {len(self.wanted)} arguments, {names}, got {len(arguments)}")
         kinds = self._kinds(arguments)
         known = self._fitting.get(kinds)        # arrays of the same kinds that fitted: each step calls as the last one did
-        sizes, half = known or self._checked(arguments)
-        rest = iter(arguments)
-        given = [self._number(p, sizes[p.name] if p.name in self.filled else next(rest)) if p.dims is None else next(rest)
-                 for p in self.parameters]
-        if known is None and kinds is not None:
-            if len(self._fitting) >= REMEMBERED:
-                self._fitting.clear()
-            sizes = {p.name: a for p, a in zip(self.parameters, given, strict=True) if p.name in self.filled}
-            self._fitting[kinds] = sizes, half
+        if known is None:
+            sizes, half = self._checked(arguments)
+            filled = [self._number(p, sizes[p.name]) if p.name in self.filled else None for p in self.parameters]
+            if kinds is not None:
+                if len(self._fitting) >= REMEMBERED:
+                    self._fitting.clear()
+                self._fitting[kinds] = filled, half
+        else:
+            filled, half = known
+        given = filled.copy()
+        for i, argument in zip(self._slots, arguments, strict=True):
+            given[i] = argument
+        for i in self._numbers:
+            given[i] = self._number(self.parameters[i], given[i])
         return given, half
 
     def _kinds(self, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -222,6 +228,12 @@ def _parameter(text: str) -> Parameter:
         raise ValueError(f"kernel signature: expected name:type or name:type[dims], got {text!r}")
     dims = None if parts[3] is None else tuple(axis for axis in parts[3].split(",") if axis)
     return Parameter(parts[1], parts[2], dims, bool(parts[4]))
+
+
+@cache
+def _names(half: bool, *defines: tuple[str, int]) -> tuple[str, ...]:
+    """What the compiler is told to define."""
+    return (*(["BF16"] if half else []), *(f"{name}={value}" for name, value in sorted(defines)))
 
 
 def _three(sizes: int | Sizes) -> tuple[int, int, int]:

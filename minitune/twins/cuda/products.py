@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ def product(a: Array, b: Array, dtype: Any = None, add_to: Array | None = None, 
     Raises ValueError where shapes do not fit, TypeError for a bfloat16 result of float32 matrices, which cuBLAS has not.
     """
     dtype = np.dtype(a.dtype if dtype is None else dtype) if add_to is None else add_to.dtype
-    half = result_dtype(a, b)
-    a, b = a.astype(half, copy=False), b.astype(half, copy=False)
+    if a.dtype != b.dtype:
+        half = result_dtype(a, b)
+        a, b = a.astype(half, copy=False), b.astype(half, copy=False)
     _check(a, b, dtype, add_to)
     if device_of(a) == "cpu":
         y = widened(a) @ widened(b)
@@ -63,12 +65,18 @@ def _cublas(cupy: Any, a: Array, b: Array, dtype: np.dtype, add_to: Array | None
     (M, K), N = a.shape, b.shape[1]
     y = cupy.empty((M, N), dtype) if add_to is None else add_to
     (left, left_flag, left_step), (right, right_flag, right_step) = _as_stored(cupy, b), _as_stored(cupy, a)
-    alpha, beta = (np.array(number, np.float32) for number in (factor, add_to is not None))     # on the host, as CuPy expects
+    of_factors, of_y = _type(left), _type(y)
     cupy.cuda.cublas.gemmEx(
-        _handle(cupy), left_flag, right_flag, N, M, K, alpha.ctypes.data,
-        left.data.ptr, _type(left), left_step, right.data.ptr, _type(right), right_step, beta.ctypes.data,
-        y.data.ptr, _type(y), N, COMPUTE_FLOAT32, DEFAULT)
+        _handle(cupy), left_flag, right_flag, N, M, K, _on_host(factor)[1], left.data.ptr, of_factors, left_step,
+        right.data.ptr, of_factors, right_step, _on_host(add_to is not None)[1], y.data.ptr, of_y, N, COMPUTE_FLOAT32, DEFAULT)
     return y
+
+
+@lru_cache(maxsize=64)
+def _on_host(number: float) -> tuple[np.ndarray, int]:
+    """A float32 and its address on the host, where cuBLAS reads it before it returns."""
+    array = np.array(number, np.float32)
+    return array, array.ctypes.data
 
 
 def _handle(cupy: Any) -> int:

@@ -22,7 +22,8 @@ Array = Any     # numpy.ndarray or cupy.ndarray: one text of mathematics serves 
 
 def device_of(array: Array) -> str:
     """The device an array lives on: "cpu" or "cuda"."""
-    return _device_of(type(array))
+    kind: Any = type(array)
+    return _device_of(kind)
 
 
 def array_module(array: Array) -> ModuleType:

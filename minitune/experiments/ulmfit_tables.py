@@ -78,16 +78,23 @@ def _rates(rows: tuple[Row, ...]) -> dict[str, tuple[float, ...]]:
     return {row.name: row.rates for row in rows}
 
 
+_SMALL = Scale(
+    Protocol(seeds=(0, 1, 2, 3, 4), fewer_seeds=((200, 3), (1000, 1)), block_size=256, epochs=6, most_steps=800,
+             evaluations=4, patience=3, trace_memory=False),
+    LanguageModelStage(least_steps=1400),
+    LanguageModelStage(rate=6e-3, rate_factor=1.0, schedule="linear", batch_size=16, block_size=128),
+    labels=500, recurrent={"n_embd": 128, "n_hidden": 256, "n_layer": 2, "block_size": 256}, regularization=0.2,
+    note="for 2 cores: 5 seeds up to 200 labels, 3 up to 1,000, 1 above; 256 tokens of each text; one pass over the task's "
+         "texts, where they are few up to twelve; a fifth of AWD-LSTM's dropouts and penalties, whose full strength is for "
+         "hundreds of epochs")
+
 SCALES: dict[str, Scale] = {
-    "small": Scale(
-        Protocol(seeds=(0, 1, 2, 3, 4), fewer_seeds=((200, 3), (1000, 1)), block_size=256, epochs=6, most_steps=800,
-                 evaluations=4, patience=3, trace_memory=False),
-        LanguageModelStage(least_steps=1400),
-        LanguageModelStage(rate=6e-3, rate_factor=1.0, schedule="linear", batch_size=16, block_size=128),
-        labels=500, recurrent={"n_embd": 128, "n_hidden": 256, "n_layer": 2, "block_size": 256}, regularization=0.2,
-        note="for 2 cores: 5 seeds up to 200 labels, 3 up to 1,000, 1 above; 256 tokens of each text; one pass over the task's "
-             "texts, where they are few up to twelve; a fifth of AWD-LSTM's dropouts and penalties, whose full strength is for "
-             "hundreds of epochs"),
+    "small": _SMALL,
+    "medium": replace(
+        _SMALL, language_model=LanguageModelStage(epochs=4, rate=2e-3, batch_size=64, least_steps=400),
+        note="for minutes on a GPU: 5 seeds up to 200 labels, 3 up to 1,000, 1 above; 256 tokens of each text; four passes over "
+             "the task's texts, where they are few up to twelve; a fifth of AWD-LSTM's dropouts and penalties, whose full "
+             "strength is for hundreds of epochs"),
     "full": Scale(
         Protocol(seeds=(0, 1, 2), epochs=50, batch_size=64, evaluations=50, patience=10),
         LanguageModelStage(epochs=10, batch_size=64),

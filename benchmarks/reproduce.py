@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from measure import DROPPED, ROOT, machine
+from measure import DROPPED, ROOT, gpu, machine
 
 for name in DROPPED:                            # before NumPy: an inherited choice of kernels halves its matrix products
     os.environ.pop(name, None)
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where everything is computed (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations (default: as the model has it)")
+    parser.add_argument("--note", help="a sentence for the page, such as which of the runs were made on another machine")
     parser.add_argument("--pages", action="store_true", help="run nothing: write the picture and the page from the JSON anew")
     return parser.parse_args()
 
@@ -68,8 +69,10 @@ def measure(options: argparse.Namespace) -> Reproduction:
     dataset = cut(mt.data.load(options.data))
     found = reproduce(options.name, dataset, options.base, out, options.scale, options.workers, texts=texts,
                       device=options.device, dtype=options.dtype)
+    found.results.settings["notes"] = [*found.results.settings["notes"], *filter(None, [options.note])]
     found.results.settings |= machine() | {"minitune": mt.__version__, "seconds_of_all_runs": seconds(found, out),
                                            "device": options.device, "dtype": options.dtype}
+    found.results.settings |= gpu() if options.device == "cuda" else {}
     return found
 
 
@@ -92,7 +95,7 @@ def section(found: Reproduction, stem: str) -> list[str]:
     """What docs/ulmfit.md says of this table and data set."""
     settings = found.results.settings
     read = [f"Test texts in what may be read of {name} without labels: {said}" for name, said in settings["overlap"].items()]
-    where = f"in {settings['dtype'] or 'float32'} on a GPU" if settings["device"] == "cuda" else "on one core each"
+    where = f"in {settings['dtype'] or 'float32'} on one {settings['card']}" if "card" in settings else "on one core each"
     return ["", f"### {found.title}", "", found.sentence(), "", "```", found.table(), "```", "",
             f"![{found.title}: the paper's values and ours](images/{stem}.png)", "",
             *(f"- {note}" for note in [*found.notes, *settings["notes"], *read]), "",

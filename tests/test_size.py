@@ -14,8 +14,8 @@ OTHERS = {
     "ops": ["conv2d", "erf", "lstm", "pooling", "rms_norm", "rope", "swiglu"], "nn": ["convolution", "lstm"],
     "data": ["image_set", "images", "labelled_sets", "masking"],
     "tune": ["adapted", "adapters", "bitfit", "dora", "extraction", "houlsby", "ia3", "installing", "lora_layers", "lora_plus",
-             "merged", "nf4", "pissa", "prefix", "prompt", "rates", "registry", "saving", "top_layers", "unfreezing",
-             "virtual_tokens", "vocabulary"],
+             "merged", "nf4", "pissa", "prefix", "prompt", "rates", "registry", "saving", "standardized", "top_layers",
+             "unfreezing", "virtual_tokens", "vocabulary"],
     "train": ["callbacks", "lr_find", "metrics"],
 }
 

@@ -6,7 +6,7 @@ Source: Howard and Ruder 2018, Universal language model fine-tuning for text cla
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..train.evaluate import BatchSet
 from ..tune import FullConfig, Unfreezing, apply, chain_thaw, discriminative, gradual, last_only, remap_vocabulary
 from ..tune.apply import Method
 from ..tune.patterns import backbone_of
+from ..tune.standardized import standardize
 from .finetuning import model_folder
 
 BETAS = 0.7, 0.99                               # of Adam, in the paper's section 4.1
@@ -73,7 +74,7 @@ class LanguageModelStage:
                       vocab_size=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """From a language model to a classifier; as it stands, ULMFiT's third stage.
 
@@ -82,7 +83,8 @@ class Recipe:
     group above divided by `rate_factor`. `unfreezing` "gradual" begins with the head and takes up one group more at a time,
     until after the share `thawed` of all steps everything trains; "chain-thaw" trains the head, then each group alone, then
     all; "last" the head; "all" is no schedule: what `method` lets train does so from the first step. `pooling` None is the
-    protocol's. `dropout` is that of a transformer's layers while it is tuned (None: as the model has it).
+    protocol's. `dropout` is that of a transformer's layers while it is tuned (None: as the model has it). With `standardize`
+    the head reads each pooled feature with mean 0 and deviation 1 over the training texts (`tune.standardize`).
     Raises ValueError for what does not exist, for numbers that cannot work, and for an unfreezing schedule beside a method
     that freezes by itself.
     """
@@ -97,6 +99,11 @@ class Recipe:
     pooling: str | None = "concat"
     dropout: float | None = None
     betas: tuple[float, float] = BETAS
+    standardize: bool = field(default=False, repr=False)        # shown where it is True: runs of before are known by the text
+
+    def __repr__(self) -> str:
+        shown = [f.name for f in fields(self) if f.repr or getattr(self, f.name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __post_init__(self) -> None:
         _check("Recipe: schedule", self.schedule, SCHEDULES)
@@ -126,6 +133,8 @@ class Recipe:
                 **settings: Any) -> Trainer:
         """The trainer of a classifier that `tune.apply` has prepared. Its schedules are those of `steps` steps, whether it may
         go on `longest` times as long or not."""
+        if self.standardize:
+            standardize(model, train)
         schedule, unfreezing = SCHEDULES[self.schedule], UNFREEZINGS[self.unfreezing]
         every = max(1, int(steps * self.thawed) // max(1, len(model.layer_groups()) - 1))
         callbacks = [] if unfreezing is None else [Unfreeze(unfreezing(model, every))]

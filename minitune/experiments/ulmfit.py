@@ -21,7 +21,7 @@ from ..data import ClassificationSet, Dataset, LongTextSet, Split
 from ..formats.folder import read_json, write_text
 from ..models import Classifier, from_pretrained
 from ..train import RateFinding, RateSweep, Trainer, lr_find, predict_proba, remove_checkpoints, sweep
-from ..tune import Report, report
+from ..tune import Report, fold, report
 from ..tune.patterns import backbone_of
 from .finetuning import ENOUGH, model_folder
 from .recipe import LanguageModelStage, Recipe, check_numbers, starting_model, texts_of, tune_language_model
@@ -213,6 +213,7 @@ def task_classifier(backbone: Any, dataset: Dataset, recipe: Recipe, labels: Lab
         done = {"stage": "classifier", "direction": _direction(model), "texts": len(dataset.train), "steps": run.step,
                 "rate": run.lr} | _measured(run)
         entry = {"done": done, "report": asdict(report(model, run.optimizer))}
+        fold(model)
         if folder and _saved(model, folder):
             record.keep(CLASSIFIER, entry)
     if folder and CLASSIFIER in record.entries:

@@ -20,6 +20,7 @@ from .prompt import PromptConfig, PromptEmbedding
 from .rates import discriminative, rates_by_step
 from .report import Report, report
 from .saving import SavedAdapter, load_adapter, save_adapter
+from .standardized import StandardizedLinear, fold, standardize
 from .top_layers import TopLayersConfig
 from .unfreezing import Unfreezing, all_at_once, chain_thaw, gradual, last_only
 from .virtual_tokens import VirtualTokens
@@ -29,8 +30,8 @@ __all__ = ["AdapterConfig", "AdapterLinear", "Audit", "BitFitConfig", "Certifica
            "FreezeConfig", "FullConfig", "IA3Config", "IA3Linear", "LoRAConfig", "LoRAConv2d", "LoRAEmbedding", "LoRALayer",
            "LoRALinear", "NF4Linear", "PiSSAConfig", "PiSSALinear", "PrefixAttention", "PrefixConfig", "PromptConfig",
            "PromptEmbedding", "QLoRAConfig", "QLoRALinear", "Remapping", "Report", "SavedAdapter", "SavedModel",
-           "TopLayersConfig", "Unfreezing", "VirtualTokens", "active_adapter", "adapter_names", "add_adapter",
-           "add_weighted_adapter", "all_at_once", "apply", "audit", "chain_thaw", "discriminative", "extract_lora", "freeze",
-           "freeze_to", "gradual", "last_only", "load_adapter", "lora_plus", "merge", "pissa_to_lora", "rates_by_step",
-           "remap_vocabulary", "remove_adapter", "report", "require_held", "save_adapter", "save_merged", "set_adapter",
-           "unfreeze", "unmerge", "untie"]
+           "StandardizedLinear", "TopLayersConfig", "Unfreezing", "VirtualTokens", "active_adapter", "adapter_names",
+           "add_adapter", "add_weighted_adapter", "all_at_once", "apply", "audit", "chain_thaw", "discriminative",
+           "extract_lora", "fold", "freeze", "freeze_to", "gradual", "last_only", "load_adapter", "lora_plus", "merge",
+           "pissa_to_lora", "rates_by_step", "remap_vocabulary", "remove_adapter", "report", "require_held", "save_adapter",
+           "save_merged", "set_adapter", "standardize", "unfreeze", "unmerge", "untie"]

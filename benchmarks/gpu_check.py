@@ -3,13 +3,15 @@
     python benchmarks/gpu_check.py --out results                    # all parts, about 13 minutes
     python benchmarks/gpu_check.py --out results --parts tests,right,twice,curves,kernels --seconds 330
     python benchmarks/gpu_check.py --out results --emulated         # without a GPU: that every part runs
+    python benchmarks/gpu_check.py --page                           # runs nothing: the committed check.json into docs/gpu.md
 
 Parts: tests, every twin on the GPU in float32 against its reference; right, every twin in bfloat16 against its reference in
 float64; twice, every kernel two times, with equal bits; curves, the demo's model trained on the CPU in float32 and on the GPU
 in bfloat16, whose losses and gradients must agree; kernels and train, the two benchmarks, gpu_kernels.py and gpu_train_step.py;
 emulation, the kernels' tests of which the GPU is no part, with the compilers of this machine. A part that fails, or runs past
 its time, stops no other; a benchmark that runs past it is cut, and what it measured counts. Below --out ($OUT unless given)
-stand check.json, the JSON of each part, and log.txt with all that was printed. Ends with 1 where a part failed.
+stand check.json, the JSON of each part, and log.txt with all that was printed. Ends with 1 where a part failed. check.json is
+committed as benchmarks/results/gpu_check.json.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from time import perf_counter
 from typing import Any
 
 from gpu_kernels import OPERATIONS, ROUNDED, SHAPES, Case, Passes, Place, told, write
-from measure import DROPPED, ROOT, Row, gpu, machine, no_gpu
+from measure import DROPPED, GPU_PAGE, ROOT, Row, gpu, machine, no_gpu, table
 
 LIMITS = {"tests": 90, "right": 90, "twice": 60, "curves": 90, "kernels": 200, "train": 420, "emulation": 120}      # seconds
 BENCHMARKS = {"kernels": "gpu_kernels.json", "train": "gpu_train_step.json"}       # parts that measure, and what they write
@@ -66,7 +68,11 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(LIMITS), help=f"with commas (default: {','.join(LIMITS)})")
     parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="of all parts together; the last ones are cut")
     parser.add_argument("--emulated", action="store_true", help="on the CPU, tiny: that every part runs")
+    parser.add_argument("--page", action="store_true", help="run nothing: write the committed results into docs/gpu.md")
     options = parser.parse_args()
+    if options.page:
+        from pages import write_between_marks
+        return write_between_marks(GPU_PAGE, "gpu_check", ["", *page(), ""])
     if options.out is None:
         parser.error("give --out DIR, or set OUT")
     wrong = set(options.parts.split(",")) - set(LIMITS)
@@ -81,10 +87,39 @@ def main() -> None:
     end, parts = perf_counter() + options.seconds, {}
     for name in options.parts.split(","):
         parts[name] = run_part(name, commands(out, options.emulated)[name], out, min(LIMITS[name], end - perf_counter()))
+        parts[name] |= found_by(name, out)
         write(out / "check.json", {**facts, "parts": parts})
         print(f"{name}: {parts[name].get('why', 'passed')} ({parts[name]['seconds']:.0f} s)", flush=True)
     if any(part["state"] == "failed" for part in parts.values()):
         sys.exit(1)
+
+
+def found_by(name: str, out: Path) -> Row:
+    """What a part has found, in a line: how much of what was allowed."""
+    file = out / f"{name}.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if name in ("right", "twice", "curves") and file.exists() else {}
+    if name == "curves" and found:
+        worst = max(found["slope_gaps"].values())
+        return {"found": f"losses apart by {found['first_gap']:.1g} at the first step ({FIRST_GAP} allowed), by "
+                         f"{found['mean_gap']:.3f} at most in means of {WINDOW} steps ({MEAN_GAP} allowed); gradients by "
+                         f"{100 * worst:.1f} % ({100 * SLOPE_GAP:.0f} % allowed); two runs "
+                         f"{'the same' if found['repeats'] else 'not the same'}"}
+    rows = found.get("rows", [])
+    used = [max(row["largest"], row["norm"]) / row["most"] for row in rows if "most" in row]
+    most = f"; errors at most {100 * max(used):.0f} % of what rounding may cost" if used else ""
+    return {"found": f"{sum(row['right'] for row in rows)} of {len(rows)} right{most}"} if rows else {}
+
+
+def page() -> list[str]:
+    """What docs/gpu.md shows of the committed results."""
+    file = ROOT / "benchmarks" / "results" / "gpu_check.json"
+    if not file.exists():
+        return ["Not run yet."]
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows = [{"part": name, "found": part.get("found", ""), "state": part.get("why", part["state"])}
+            for name, part in found["parts"].items()]
+    return [f"On one {found['card']}, by `{found['command']}`:", "",
+            *table(rows, {"part": "part", "state": "", "found": "found"})]
 
 
 def commands(out: Path, emulated: bool) -> dict[str, list[str]]:

@@ -117,7 +117,8 @@ def page() -> list[str]:
     copied, made = (found["bounds"][name] for name in ("bytes_a_second", "flops_a_second"))
     return [f"Measured on one {found['card']}, Python {found['python']}, {versions}, by `{found['command']}`. In the same run "
             f"a copy moved {copied / 1e9:,.0f} GB/s, and a product of matrices made {made / 1e12:,.0f} TFLOP/s.", "",
-            *table(found["rows"], COLUMNS)]
+            *table(found["rows"], COLUMNS), "",
+            *(f"{row['operation']}, {row['shape']}: {row['error']}." for row in found["rows"] if "error" in row)]
 
 
 def write(file: Path, content: Row) -> None:
@@ -163,8 +164,8 @@ def lines_of(child: Any) -> Iterator[str]:
 
 def child(waiting: list[list[str]], emulated: bool) -> None:
     """Prints a row for each case as soon as it is measured, {"done"} after each operation."""
-    if find_spec("torch"):
-        import_module("torch")
+    if find_spec("torch"):                      # its sums are rounded to bfloat16 on the way, unless it is told not to
+        import_module("torch").backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if not emulated:
         say(gpu_bounds())
     for name, shape in waiting:

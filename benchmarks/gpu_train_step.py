@@ -11,7 +11,8 @@ After the steps that warm up, blocks of steps are timed with one wait for the GP
 Memory is told three ways: what arrays held at most in a step, what the library reserved, and what the whole device had given
 away when all was done, its driver included. Also: the losses of the first steps, and whether minitune's step waits for the GPU,
 in which case the run ends with 1. Writes benchmarks/results/gpu_train_step.json, after each arm anew; torch.compile, which
-takes longest, comes last.
+takes longest, comes last. With --configs the rows of other sizes that stand there are kept, if they are of the same card and
+versions: what is compared was measured in one run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import asdict, replace
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -92,22 +94,32 @@ def measure(arms: list[Row], options: Any, facts: Row) -> None:
     """All arms in turn, round after round; results are written after each."""
     bounds = {} if options.emulated else run_child(__file__, {"name": "bounds"}, options.limit)
     found: list[list[Row]] = [[] for _ in arms]
+    kept = others(options.json, {arm["size"] for arm in arms}, facts)
     for number in range(1 if options.quick else options.rounds):
         for arm, results in zip(arms, found, strict=True):
             if results and "error" in results[-1]:
                 continue
             print(f"round {number + 1}: {arm['name']}, {arm['size']}, {arm['mode']}", file=sys.stderr)
             results.append(run_child(__file__, arm, options.limit))
-            rows = [arm | {"label": NAMES[arm["name"]]} | summary(results) for arm, results in zip(arms, found) if results]
+            rows = [arm | {"label": NAMES[arm["name"]], "command": facts["command"]} | summary(results)
+                    for arm, results in zip(arms, found) if results]
             compare(rows, bounds)
             if options.json:
-                write(options.json, {**facts, "bounds": bounds, "rows": rows,
-                                     "sizes": {size: asdict(GPU_SIZES[size]) for size in {arm["size"] for arm in arms}}})
+                shown = kept + rows
+                write(options.json, {**facts, "bounds": bounds, "rows": shown,
+                                     "sizes": {size: asdict(GPU_SIZES[size]) for size in {row["size"] for row in shown}}})
     print("\n".join(tables(rows)))
     if "error" in bounds or any("error" in row for row in rows):
         sys.exit("some arms could not be measured")
     if any(row.get("waited") for row in rows):
         sys.exit("minitune's step waited for the GPU")
+
+
+def others(file: Path | None, sizes: set[str], facts: Row) -> list[Row]:
+    """The rows of other sizes in the file, if they are of the same card and versions."""
+    stored = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+    same = all(stored.get(name) == facts.get(name) for name in ("card", "versions", "gpu_versions"))
+    return [row for row in stored.get("rows", []) if same and row["size"] not in sizes]
 
 
 def summary(results: list[Row]) -> Row:
@@ -163,7 +175,8 @@ def page() -> list[str]:
         return ["Not measured yet."]
     found = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in (found["versions"] | found["gpu_versions"]).items())
-    return [f"Measured on one {found['card']}, Python {found['python']}, {versions}, by `{found['command']}`.", "",
+    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in found["rows"]))
+    return [f"Measured on one {found['card']}, Python {found['python']}, {versions}, by {commands}.", "",
             *tables(found["rows"])]
 
 

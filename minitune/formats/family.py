@@ -56,6 +56,7 @@ class Head:
     names: dict[str, str]
     when: dict[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    bias: bool = True                           # may its layer have one?
 
 
 MULTI_LABEL = "multi_label_classification"
@@ -148,7 +149,7 @@ class Family:
     def class_for(self, kind: str | None, settings: dict[str, Any], state: Arrays) -> Head | None:
         """The class of Hugging Face that computes this, or None."""
         for head in self._classes(kind):
-            lost = any(_part_of(name, head.lacks) for name in state)
+            lost = any(_part_of(name, head.lacks) for name in state) or "head.bias" in state and not head.bias
             if not lost and all(settings.get(key) == value for key, value in head.when.items()):
                 return head
         return None

@@ -67,7 +67,8 @@ FAMILY = Family(
     ignored=r"\bh\.\d+\.attn\.(masked_)?bias$",                 # causal masks, which old files hold
     outside={"lm_head": "lm_head"},
     tied=lambda config: {} if config.get("tie_word_embeddings") is False else {"lm_head.weight": "transformer.wte.weight"},
-    heads=(Head("classifier", "GPT2ForSequenceClassification", {"head": "score"}, {"pooling": "last"}, lacks=("lm_head",)),
+    heads=(Head("classifier", "GPT2ForSequenceClassification", {"head": "score"}, {"pooling": "last"}, ("lm_head",),
+                bias=False),
            Head("token_classifier", "GPT2ForTokenClassification", {"head": "classifier"}, lacks=("lm_head",))),
     unify=unify, join=join, split=split, found=found,
 )

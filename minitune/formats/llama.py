@@ -79,7 +79,7 @@ FAMILY = Family(
     outside={"lm_head": "lm_head"},
     tied=lambda config: {"lm_head.weight": "model.embed_tokens.weight"} if config.get("tie_word_embeddings") else {},
     ignored=r"\brotary_emb\.inv_freq$",         # rope's frequencies, which old files hold
-    heads=(Head("classifier", "LlamaForSequenceClassification", SCORE, {"pooling": "last"}, lacks=("lm_head",)),
+    heads=(Head("classifier", "LlamaForSequenceClassification", SCORE, {"pooling": "last"}, ("lm_head",), bias=False),
            Head("token_classifier", "LlamaForTokenClassification", SCORE, lacks=("lm_head",))),
     derived=derived, unify=unify, spell=spell, found=found,
 )

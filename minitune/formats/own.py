@@ -17,7 +17,7 @@ class OwnFamily:
     def write(self, config: Any, state: Arrays, kind: str | None = None,
               settings: dict[str, Any] | None = None) -> tuple[dict[str, Any], Arrays]:
         """(config.json, tensors); raises ValueError where adapters are still in the model."""
-        adapted = [name for name in state if "base" in name.split(".")]
+        adapted = [name for name in state if {"base", "standardized"} & {*name.split(".")}]
         if adapted:
             raise ValueError(no_place(self.name, adapted))
         return own_type(self.name, kind) | asdict(config) | settings_to_config(settings or {}), state

@@ -319,7 +319,8 @@ def test_the_page_says_what_the_committed_results_say(script):
 @pytest.mark.parametrize("script", [gpu_kernels, gpu_train_step], ids=lambda script: script.__name__)
 def test_a_page_is_made_from_a_result(script, tmp_path, monkeypatch):
     row = {"operation": "gelu, forward", "shape": "tiny", "work": "4 N F bytes", "ms": 0.5, "rate": "9 GB/s",
-           "name": "minitune", "size": "tiny", "mode": "full", "label": "", "median_ms": 4.0, "low_ms": 3.0, "high_ms": 5.0}
+           "name": "minitune", "size": "tiny", "mode": "full", "label": "", "median_ms": 4.0, "low_ms": 3.0, "high_ms": 5.0,
+           "command": "python it"}
     result = {"card": "NVIDIA None", "python": "3.12", "command": "python it", "versions": {"numpy": "2"}, "gpu_versions": {},
               "bounds": {"bytes_a_second": 3e12, "flops_a_second": 8e14}, "rows": [row]}
     monkeypatch.setattr(script, "ROOT", tmp_path)
@@ -329,7 +330,33 @@ def test_a_page_is_made_from_a_result(script, tmp_path, monkeypatch):
     assert "| 4 N F bytes | 0.50 | 9 GB/s |" in told or "4.00 | 3.0 to 5.0" in told
 
 
+def test_rows_of_other_sizes_are_kept_if_they_are_of_the_same_card_and_versions(tmp_path):
+    facts = {"card": "one", "versions": {"numpy": "2"}, "gpu_versions": {}}
+    gpu_kernels.write(tmp_path / "it.json", facts | {"rows": [{"size": "124M"}, {"size": "355M"}]})
+    assert gpu_train_step.others(tmp_path / "it.json", {"355M"}, facts) == [{"size": "124M"}]
+    assert gpu_train_step.others(tmp_path / "it.json", {"355M"}, facts | {"card": "another"}) == []
+    assert gpu_train_step.others(tmp_path / "none.json", {"355M"}, facts) == gpu_train_step.others(None, set(), facts) == []
+
+
 # ---- The prepared run ----------------------------------------------------------------------------------------------
+
+def test_what_a_part_found_is_told_in_a_line(tmp_path, monkeypatch):
+    gpu_kernels.write(tmp_path / "right.json", {"rows": [{"right": True, "largest": 0.1, "norm": 0.3, "most": 0.4},
+                                                         {"right": False, "error": "lost"}]})
+    curves = {"first_gap": 1e-4, "mean_gap": 0.01, "slope_gaps": {"a": 0.02, "b": 0.01}, "repeats": False}
+    gpu_kernels.write(tmp_path / "curves.json", curves)
+    found = {name: gpu_check.found_by(name, tmp_path).get("found") for name in ("right", "twice", "curves", "tests")}
+    assert found["right"] == "1 of 2 right; errors at most 75 % of what rounding may cost"
+    assert found["twice"] is None is found["tests"] and "by 0.010 at most in means of 25 steps" in found["curves"]
+    assert "gradients by 2.0 %" in found["curves"] and "two runs not the same" in found["curves"]
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    assert gpu_check.page() == ["Not run yet."]
+    parts = {"right": {"state": "passed", "found": found["right"]}, "curves": {"state": "failed", "why": "ended with 1"}}
+    gpu_kernels.write(tmp_path / "benchmarks" / "results" / "gpu_check.json", {"card": "one", "command": "it", "parts": parts})
+    assert "| right | passed | 1 of 2 right" in "\n".join(gpu_check.page()) and "| curves | ended with 1 |" in "\n".join(
+        gpu_check.page())
+
+
 
 def test_a_part_that_fails_or_runs_late_stops_no_other(tmp_path, monkeypatch, capsys):
     sign = tmp_path / "sign of life"
@@ -341,7 +368,7 @@ def test_a_part_that_fails_or_runs_late_stops_no_other(tmp_path, monkeypatch, ca
     monkeypatch.setattr(gpu_check, "LEAST", 1)
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--emulated", "--out", str(tmp_path / "out")])
     monkeypatch.setattr(gpu_check.argparse.ArgumentParser, "parse_args", lambda self: SimpleNamespace(
-        out=tmp_path / "out", parts="tests,twice,curves,train", seconds=100, emulated=True))
+        out=tmp_path / "out", parts="tests,twice,curves,train", seconds=100, emulated=True, page=False))
     with pytest.raises(SystemExit):
         gpu_check.main()
     found = json.loads((tmp_path / "out" / "check.json").read_text())["parts"]

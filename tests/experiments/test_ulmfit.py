@@ -236,3 +236,11 @@ def test_errors(toy, backbone, tmp_path):
                                ("rate", float("nan"), "above 0")]:
         with pytest.raises(ValueError, match=f"Labels: {name} must be {words}, got {value}"):
             Labels(**{name: value})
+
+
+def test_a_standardised_head_is_folded_before_it_is_kept(toy, backbone, tmp_path):
+    recipe = replace(RECIPE, standardize=True)
+    made = ulmfit(toy, backbone, tmp_path, recipe, LABELS, progress=False)
+    again = ulmfit(toy, backbone, tmp_path, recipe, LABELS, progress=False)
+    assert np.array_equal(made.predict_proba(toy.test.texts), again.predict_proba(toy.test.texts))
+    assert from_pretrained(tmp_path / "forward" / "classifier").head.bias is not None

@@ -19,7 +19,7 @@ TINY = Scale(Protocol(seeds=(0, 1), least_steps=4, epochs=1, batch_size=4, evalu
              recurrent={"n_embd": 8, "n_hidden": 8, "n_layer": 1, "block_size": 16})
 WORDS = [["wave", "tide", "shell"], ["tree", "leaf", "moss"]]
 COMMITTED = reproduce.ROOT                      # the tests below write elsewhere
-MEASURED: set[str] = set()                      # the tables whose results are committed, as "ulmfit_table7_trec"
+MEASURED = {"ulmfit_figure3_trec"}               # the tables whose results are committed, as "ulmfit_table7_trec"
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,12 @@ def test_device_and_dtype_are_passed_on_and_recorded(command, monkeypatch):
 
     made = reproduce.reproduce
     monkeypatch.setattr(reproduce, "reproduce", noted)
-    root = command("ulmfit.table4", "trec", "--device", "cuda", "--dtype", "bfloat16")
+    monkeypatch.setattr(reproduce, "gpu", lambda: {"card": "a card"})
+    root = command("ulmfit.table4", "trec", "--device", "cuda", "--dtype", "bfloat16", "--note", "Made twice.")
     stored = json.loads((root / "benchmarks" / "results" / "ulmfit_table4_trec.json").read_text(encoding="utf-8"))
     assert given == [("cuda", "bfloat16")] == [(stored["settings"]["device"], stored["settings"]["dtype"])]
-    assert "added up, in bfloat16 on a GPU." in (root / "docs" / "ulmfit.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "ulmfit.md").read_text(encoding="utf-8")
+    assert "added up, in bfloat16 on one a card." in page and "\n- Made twice.\n" in page
 
 
 def test_table_5_reads_the_texts_that_are_named(command):

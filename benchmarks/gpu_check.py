@@ -34,7 +34,7 @@ from typing import Any
 from gpu_kernels import OPERATIONS, ROUNDED, SHAPES, Case, Passes, Place, told, write
 from measure import DROPPED, GPU_PAGE, ROOT, Row, gpu, machine, no_gpu, table
 
-LIMITS = {"tests": 90, "right": 90, "twice": 60, "curves": 90, "kernels": 200, "train": 420, "emulation": 120}      # seconds
+LIMITS = {"tests": 90, "right": 90, "twice": 60, "curves": 150, "kernels": 200, "train": 420, "emulation": 120}      # seconds
 BENCHMARKS = {"kernels": "gpu_kernels.json", "train": "gpu_train_step.json"}       # parts that measure, and what they write
 KERNELS = {name: operation for name, operation in OPERATIONS.items() if name != "optimizer"}    # which `curves` repeats
 LEAST = 5                                       # with less time left a part is not begun
@@ -99,9 +99,10 @@ def found_by(name: str, out: Path) -> Row:
     file = out / f"{name}.json"
     found = json.loads(file.read_text(encoding="utf-8")) if name in ("right", "twice", "curves") and file.exists() else {}
     if name == "curves" and found:
-        worst = max(found["slope_gaps"].values())
+        worst, above = max(found["slope_gaps"].values()), sum(found["gpu"]) - sum(found["cpu"])
         return {"found": f"losses apart by {found['first_gap']:.1g} at the first step ({FIRST_GAP} allowed), by "
-                         f"{found['mean_gap']:.3f} at most in means of {WINDOW} steps ({MEAN_GAP} allowed); gradients by "
+                         f"{found['mean_gap']:.3f} at most in means of {WINDOW} steps ({MEAN_GAP} allowed), the GPU's by "
+                         f"{above / len(found['cpu']):+.3f} on average; gradients by "
                          f"{100 * worst:.1f} % ({100 * SLOPE_GAP:.0f} % allowed); two runs "
                          f"{'the same' if found['repeats'] else 'not the same'}"}
     rows = found.get("rows", [])
@@ -141,9 +142,8 @@ def run_part(name: str, command: list[str], out: Path, limit: float) -> Row:
     """Runs a part to its end or its limit, with all that it started; what it prints goes to the log."""
     if limit < LEAST:
         return {"state": "failed", "why": "no time was left for it", "seconds": 0.0}
-    measured = out / BENCHMARKS.get(name, "")
-    if name in BENCHMARKS:                      # what an earlier run measured is not this one's
-        measured.unlink(missing_ok=True)
+    measured = out / BENCHMARKS.get(name, f"{name}.json")
+    measured.unlink(missing_ok=True)            # what an earlier run found is not this one's
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {key: value for key, value in os.environ.items() if key not in DROPPED}
     environment |= {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}

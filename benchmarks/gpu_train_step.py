@@ -101,7 +101,7 @@ def measure(arms: list[Row], options: Any, facts: Row) -> None:
                 continue
             print(f"round {number + 1}: {arm['name']}, {arm['size']}, {arm['mode']}", file=sys.stderr)
             results.append(run_child(__file__, arm, options.limit))
-            rows = [arm | {"label": NAMES[arm["name"]], "command": facts["command"]} | summary(results)
+            rows = [arm | {"label": NAMES[arm["name"]], "command": facts["command"], "bounds": bounds} | summary(results)
                     for arm, results in zip(arms, found) if results]
             compare(rows, bounds)
             if options.json:
@@ -175,7 +175,8 @@ def page() -> list[str]:
         return ["Not measured yet."]
     found = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in (found["versions"] | found["gpu_versions"]).items())
-    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in found["rows"]))
+    each = dict.fromkeys(row.get("command", found["command"]) for row in found["rows"])
+    commands = " and ".join(f"`{command}`" for command in each)
     return [f"Measured on one {found['card']}, Python {found['python']}, {versions}, by {commands}.", "",
             *tables(found["rows"])]
 

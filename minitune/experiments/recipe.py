@@ -21,7 +21,7 @@ from ..train.evaluate import BatchSet
 from ..tune import FullConfig, Unfreezing, apply, chain_thaw, discriminative, gradual, last_only, remap_vocabulary
 from ..tune.apply import Method
 from ..tune.patterns import backbone_of
-from ..tune.standardized import standardize
+from ..tune.standardized import StandardizedLinear, standardize
 from .finetuning import model_folder
 
 BETAS = 0.7, 0.99                               # of Adam, in the paper's section 4.1
@@ -84,7 +84,8 @@ class Recipe:
     until after the share `thawed` of all steps everything trains; "chain-thaw" trains the head, then each group alone, then
     all; "last" the head; "all" is no schedule: what `method` lets train does so from the first step. `pooling` None is the
     protocol's. `dropout` is that of a transformer's layers while it is tuned (None: as the model has it). With `standardize`
-    the head reads each pooled feature with mean 0 and deviation 1 over the training texts (`tune.standardize`).
+    the trainer has the head read each pooled feature with mean 0 and deviation 1 over up to 256 training texts, as the language
+    model reads them before it is tuned (`tune.standardize`); `tune.fold` ends it.
     Raises ValueError for what does not exist, for numbers that cannot work, and for an unfreezing schedule beside a method
     that freezes by itself.
     """
@@ -133,7 +134,7 @@ class Recipe:
                 **settings: Any) -> Trainer:
         """The trainer of a classifier that `tune.apply` has prepared. Its schedules are those of `steps` steps, whether it may
         go on `longest` times as long or not."""
-        if self.standardize:
+        if self.standardize and not isinstance(model.head, StandardizedLinear):
             standardize(model, train)
         schedule, unfreezing = SCHEDULES[self.schedule], UNFREEZINGS[self.unfreezing]
         every = max(1, int(steps * self.thawed) // max(1, len(model.layer_groups()) - 1))

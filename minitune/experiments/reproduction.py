@@ -205,10 +205,11 @@ def reproduce(name: str, dataset: Dataset, base: str | Path, out: str | Path, sc
     """Runs a table or a figure of a paper on a data set and returns it beside the paper's, run by run in the folder `out`.
 
     `name` is "ulmfit.table4" to "ulmfit.table7" or "ulmfit.figure3"; `dataset` one of those that the paper reports; `base` the
-    folder of the pre-trained model or of the run that made it, or the name of one that comes with the package. `scale` says how
-    large: "small" is for two cores, "full" the whole training set. Table 5 makes two bases of its own, with the tokenizer of
-    `base`, from `texts`. Tables may share `out`: a language model that they have in common is tuned once. Called again it goes
-    on where it stopped; `workers`, `executor`, `device` and `dtype` are as in `sample_efficiency`.
+    folder of the pre-trained model or of the run that made it, or the name of one that comes with the package. `scale` says
+    how large: "small" is for two cores, "medium" for minutes on a GPU, "full" the whole training set. Table 5 makes two bases
+    of its own, with the tokenizer of `base`, from `texts`. Tables may share `out`: a language model that they have in common
+    is tuned once. Called again it goes on where it stopped; `workers`, `executor`, `device` and `dtype` are as in
+    `sample_efficiency`.
     Raises ValueError for a name, data set or scale that is not there, an executor of threads, and for table 5 without texts.
     """
     figures(name, dataset.name)

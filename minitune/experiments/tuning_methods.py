@@ -21,7 +21,7 @@ from .sample_efficiency import RATES, Task, language_model, test_columns
 FEWEST_TOKENS = 8                               # of a text in a prompt: less says too little about it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoRAPlus(Recipe):
     """LoRA in which each B learns `ratio` times as fast as A and all else, one rate over time.
 
@@ -43,7 +43,7 @@ class LoRAPlus(Recipe):
         return trainer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompting(Recipe):
     """Nothing trains: some of the run's labelled texts stand in a prompt, as `settings` say, and the base reads it.
 

@@ -376,6 +376,8 @@ def absurd(fields: dict[str, Any], tensors: Arrays) -> list[str]:
 
 def no_place(title: str, names: list[str]) -> str:
     """The error for arrays that a format cannot hold."""
+    if any("standardized" in name.split(".") for name in names):
+        return f"save_pretrained: {title}'s format has no place for a standardised head. Fold it first: tune.fold(model)"
     return (f"save_pretrained: {title}'s format has no place for " + ", ".join(sorted(names)[:6]) +
             (" ..." if len(names) > 6 else "") + ". Are adapters still in the model? Merge them first: tune.merge(model)")
 

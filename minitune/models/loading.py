@@ -9,8 +9,7 @@ from typing import Any
 from ..data import Tokenizer
 from ..formats.family import kind_of, short
 from ..formats.folder import find_model, lines, read_model
-from ..nn import shapes_only
-from ..nn.parameter import filled
+from ..nn import filled, shapes_only
 from .awd_lstm import AWDLSTM, AWDLSTMConfig
 from .bert import BERT, BERTConfig
 from .classifier import Classifier
@@ -47,7 +46,8 @@ def from_pretrained(folder: str | Path) -> Any:
         backbone = model = described(backbone_type, config_of(config_type, stored.fields))
         if stored.kind is not None:
             model = described(HEADS[stored.kind], model, **stored.settings)
-            if "head.bias" in stored.state and getattr(model, "head", None) and model.head.bias is None:
+            own = kind_of(backbone_type.family.name, config)
+            if own and "head.bias" in stored.state and getattr(model, "head", None) and model.head.bias is None:
                 model.head.bias = filled(model.head.weight.shape[:1], 0.0)      # that of a head that was standardised
     if misfits := stored.misfits + model.misfits(stored.state):
         raise ValueError(f"from_pretrained: {folder}: the arrays do not fit this model:" + lines(misfits))

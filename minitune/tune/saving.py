@@ -13,6 +13,7 @@ from ..formats.family import short
 from ..formats.peft import MINITUNE, Adapter, Unheld, fingerprint, from_own, read_folder, to_own, write_folder
 from ..formats.peft_reading import from_peft
 from ..formats.peft_writing import to_peft
+from ..nn import filled
 from .adapted import adapted_layers, base_parameters, collect, describe
 from .adapters import add
 from .nf4 import QLoRALinear
@@ -20,6 +21,7 @@ from .patterns import backbone_of
 from .pissa import PiSSALinear, weight_fingerprint
 from .registry import registry_of
 from .report import Report
+from .standardized import StandardizedLinear
 from .virtual_tokens import VirtualTokens
 
 
@@ -79,7 +81,9 @@ def save_adapter(model: Any, folder: str | Path, base: str | None = None) -> Sav
 
 
 def _refuse_left_out(model: Any) -> None:
-    """Raises ValueError where a head would be written without the adapters that it was trained with."""
+    """Raises ValueError where a head would be written without the adapters, or the moments, that it was trained with."""
+    if isinstance(getattr(model, "head", None), StandardizedLinear):
+        raise ValueError("save_adapter: the head is standardised, and its moments would be left out. First: tune.fold(model)")
     if adapted_layers(backbone_of(model)):
         return
     if merged := [name for name, part in model.named_modules() if hasattr(part, "merged_from")]:
@@ -109,7 +113,16 @@ def load_adapter(model: Any, folder: str | Path, name: str = "default", swap: bo
     own_form = config.get("peft_type") == MINITUNE
     adapter = from_own(config, tensors) if own_form else from_peft(config, tensors, describe(model), own.get("blocks"))
     _check_head(model, adapter, keep_head, folder)
-    return add(model, name, adapter, swap)
+    folded = "head.bias" in adapter.parameters and getattr(model.head, "bias", True) is None      # by `tune.fold`
+    if folded:
+        model.head.bias = filled(model.head.weight.shape[:1], 0.0)
+        model.head.to(model.device)
+    try:
+        return add(model, name, adapter, swap)
+    except ValueError:
+        if folded:
+            model.head.bias = None
+        raise
 
 
 # ---- What must be the same -----------------------------------------------------------------------------------------------

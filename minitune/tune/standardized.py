@@ -9,8 +9,8 @@ import numpy as np
 from .. import ops
 from ..backend import Array, array_module, device_of
 from ..devices import to_device, widened
-from ..nn import Linear, Module, Parameter
-from ..tensor import Tensor, no_grad
+from ..nn import Linear, Module, Parameter, shapes_only
+from ..tensor import Tensor
 
 ROWS = 256              # texts that the moments are taken over, at most
 EPS = 1e-5              # added to the variance, as batch normalisation does
@@ -45,43 +45,52 @@ class StandardizedLinear(Module):
 def standardize(model: Any, rows: Any, batch_size: int = 16) -> None:
     """Gives a classifier a head that reads its pooled features standardised over the texts of `rows`, a set of its kind.
 
-    What the ULMFiT paper's head does by batch normalisation, here with the moments of up to 256 of the training texts, taken
-    once, before the training: they are the same in training and in use. Call it on a head that has not been trained, before its
-    optimizer is made or after; `fold` makes the head a plain Linear again, which can be saved.
-    Raises TypeError where the head is no plain Linear, ValueError for an empty set.
+    logits (B, outputs) = ((h - m) / s) W^T + b, with the mean m and the deviation s = sqrt(variance + 1e-5) of each pooled
+    feature h over up to 256 of the texts, read `batch_size` at a time by the backbone as it is now. ULMFiT's head does it by
+    batch normalisation; here the moments are taken once, before the training, and are the same in training and in use. W and b
+    stay the Parameters that they were, so an optimizer that has them goes on with them. `fold` makes the head a plain Linear
+    again, which can be saved.
+    Raises TypeError, with nothing changed, for a model without pooled features and where the head is no plain Linear;
+    ValueError for an empty set.
     Source: Howard and Ruder 2018, ULMFiT, section 3.3; Ioffe and Szegedy 2015, Batch normalization, equation 3.
     """
-    if type(model.head) is not Linear:
-        raise TypeError(f"standardize: expected a head that is a Linear, got {type(model.head).__name__}")
+    if not hasattr(model, "logits") or type(getattr(model, "head", None)) is not Linear:
+        raise TypeError("standardize: expected a model with a Linear head on pooled features, such as a Classifier, got "
+                        f"{type(model).__name__} with {type(getattr(model, 'head', None)).__name__}")
     if not len(rows):
         raise ValueError("standardize: expected texts to take the features' mean and deviation of, got none")
-    linear, training, chosen = model.head, model.training, np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)
-    model.head, found = _Nothing(), []
-    model.eval()
-    with no_grad():
-        for start in range(0, len(chosen), batch_size):
-            batch = rows.batch(chosen[start : start + batch_size]).to(model.device)
-            found.append(widened(model.logits(model.features(batch), batch).data))
-    model.train(training)
+    linear, chosen = model.head, np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)
+    found: list[Array] = []
+    try:
+        model.head = _Nothing()
+        with model.evaluating():
+            for start in range(0, len(chosen), batch_size):
+                batch = rows.batch(chosen[start : start + batch_size]).to(model.device)
+                found.append(widened(model.logits(model.features(batch), batch).data))
+    finally:
+        model.head = linear
     pooled = array_module(found[0]).concatenate(found)                      # (texts, in)
     model.head = StandardizedLinear(linear, pooled.mean(0), (pooled.var(0) + EPS) ** 0.5)
-    model.head.train(training)
+    model.head.training = linear.training
 
 
 def fold(model: Any) -> None:
-    """Makes a standardised head the plain Linear that computes the same; any other is left as it is.
+    """Makes a standardised head the plain Linear that computes the same; any other model is left as it is.
 
-    weight = standardized / deviation; bias = bias - weight mean.
+    weight (outputs, in) = W / s, bias (outputs,) = b - weight m. They are new Parameters: an optimizer made before has the old
+    ones. A head has a bias after it, also where it had none.
     """
-    head = model.head
+    head = getattr(model, "head", None)
     if isinstance(head, StandardizedLinear):
-        linear = Linear(head.standardized.shape[1], len(head.standardized.data)).to(model.device, model.dtype)
-        linear.weight = Parameter(head.weight.data, decays=True)
+        with shapes_only():                     # no random numbers are drawn for what is about to be filled
+            linear = Linear(head.standardized.shape[1], head.standardized.shape[0])
+        weight = head.weight.data
         mean, _ = head.moments
-        start = 0 if head.bias is None else head.bias.data
-        linear.bias = Parameter(start - linear.weight.data @ mean)
-        for p, own in ((linear.weight, head.standardized), (linear.bias, head.bias)):
-            p.requires_grad = own is not None and own.requires_grad
+        linear.weight = Parameter(weight, decays=True)
+        linear.bias = Parameter((0 if head.bias is None else head.bias.data) - weight @ mean)
+        linear.weight.requires_grad = head.standardized.requires_grad
+        linear.bias.requires_grad = (head.standardized if head.bias is None else head.bias).requires_grad
+        linear.dtype, linear.training = model.dtype, head.training
         model.head = linear
 
 

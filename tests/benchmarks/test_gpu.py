@@ -309,7 +309,7 @@ def test_a_step_that_waited_fails_the_run_and_compile_comes_last(tmp_path, monke
 
 # ---- The page ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("script", [gpu_kernels, gpu_train_step], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [gpu_kernels, gpu_train_step, gpu_check], ids=lambda script: script.__name__)
 def test_the_page_says_what_the_committed_results_say(script):
     name, lines = script.__name__, "\n".join(script.page())
     assert (f"<!-- {name}: written by benchmarks/{name}.py -->\n\n{lines}\n\n<!-- end of {name} -->"
@@ -343,11 +343,13 @@ def test_rows_of_other_sizes_are_kept_if_they_are_of_the_same_card_and_versions(
 def test_what_a_part_found_is_told_in_a_line(tmp_path, monkeypatch):
     gpu_kernels.write(tmp_path / "right.json", {"rows": [{"right": True, "largest": 0.1, "norm": 0.3, "most": 0.4},
                                                          {"right": False, "error": "lost"}]})
-    curves = {"first_gap": 1e-4, "mean_gap": 0.01, "slope_gaps": {"a": 0.02, "b": 0.01}, "repeats": False}
+    curves = {"cpu": [5.0, 4.0], "gpu": [5.0, 4.1], "first_gap": 1e-4, "mean_gap": 0.01,
+              "slope_gaps": {"a": 0.02, "b": 0.01}, "repeats": False}
     gpu_kernels.write(tmp_path / "curves.json", curves)
     found = {name: gpu_check.found_by(name, tmp_path).get("found") for name in ("right", "twice", "curves", "tests")}
     assert found["right"] == "1 of 2 right; errors at most 75 % of what rounding may cost"
     assert found["twice"] is None is found["tests"] and "by 0.010 at most in means of 25 steps" in found["curves"]
+    assert "the GPU's by +0.050 on average" in found["curves"]
     assert "gradients by 2.0 %" in found["curves"] and "two runs not the same" in found["curves"]
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
     assert gpu_check.page() == ["Not run yet."]

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from small_models import LABELS, ROWS, awd_lstm, bert, gpt, labelled, llama, randomise
 
 from minitune import models, tune
+from minitune.backend import random
 from minitune.data import ClassificationSet
 from minitune.experiments import Recipe
+from minitune.experiments.tuning_methods import LoRAPlus, Prompting
+from minitune.experiments.ulmfit_tables import TwoRates
 from minitune.nn import Linear
 from minitune.optim import AdamW
 from minitune.train import Trainer
@@ -49,7 +53,7 @@ def test_a_folded_head_computes_the_same_and_goes_into_a_folder_and_back(make, p
     model, rows = classifier(make, pooling)
     tune.standardize(model, rows)
     before = model(labelled(model)).numpy()
-    with pytest.raises(ValueError, match="no place for head.standardized"):
+    with pytest.raises(ValueError, match="no place for a standardised head. Fold it first"):
         model.save_pretrained(tmp_path)
     tune.fold(model)
     assert type(model.head) is Linear and model.head.bias is not None
@@ -86,12 +90,57 @@ def test_training_is_of_the_same_parameters_and_modes_stay():
     assert model.head.weight.requires_grad is frozen
 
 
+def test_a_folded_bias_trains_with_its_weight_and_draws_nothing():
+    model, rows = classifier(gpt)
+    tune.standardize(model, rows)
+    before = dict(random.counters)
+    tune.fold(model)
+    assert model.head.bias.requires_grad and model.head.weight.requires_grad and dict(random.counters) == before
+
+
+def test_nothing_is_changed_where_it_fails_and_every_part_keeps_its_mode():
+    model, rows = classifier(gpt)
+    head, model = model.head, model.train()
+    model.backbone.blocks[0].eval()
+    with pytest.raises(IndexError):
+        tune.standardize(model, ClassificationSet([[19, 89]], [0], 12))          # an id that the model has not
+    assert model.head is head and model.training
+    tune.standardize(model, rows)
+    assert model.training and not model.backbone.blocks[0].training and model.backbone.blocks[1].training
+    with pytest.raises(TypeError, match="such as a Classifier, got TokenClassifier"):
+        tune.standardize(models.TokenClassifier(gpt(), ["no", "yes"]), rows)
+
+
+def test_an_adapter_is_written_with_a_folded_head_alone_and_comes_back(tmp_path):
+    model, rows = classifier(gpt)
+    base = {name: p.data.copy() for name, p in model.backbone.named_parameters()}
+    tune.apply(model, tune.LoRAConfig(r=2))
+    tune.standardize(model, rows)
+    with pytest.raises(ValueError, match="save_adapter: the head is standardised"):
+        tune.save_adapter(model, tmp_path)
+    tune.fold(model)
+    tune.save_adapter(model, tmp_path)
+    again = models.Classifier(gpt(), ["no", "yes"], "concat")
+    again.backbone.load_state_dict(base)
+    tune.load_adapter(again, tmp_path)
+    assert np.array_equal(again.eval()(labelled(again)).numpy(), model.eval()(labelled(model)).numpy())
+
+
+def test_hugging_faces_folder_with_a_bias_is_no_head_of_ours(tmp_path):
+    model, _ = classifier(gpt, "last")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors") | {"score.bias": np.ones(2, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="head.bias: unknown"):
+        models.from_pretrained(tmp_path)
+
+
 def test_what_cannot_be_standardised_is_told():
     model, rows = classifier(gpt)
     with pytest.raises(ValueError, match="expected texts to take the features' mean and deviation of, got none"):
         tune.standardize(model, rows.subset(np.arange(0)))
     tune.standardize(model, rows)
-    with pytest.raises(TypeError, match="expected a head that is a Linear, got StandardizedLinear"):
+    with pytest.raises(TypeError, match="got Classifier with StandardizedLinear"):
         tune.standardize(model, rows)
 
 
@@ -100,4 +149,12 @@ def test_a_recipe_standardises_its_classifier_and_says_so_only_then():
     model, rows = classifier(gpt)
     recipe.trainer(model, rows, None, rate=1e-2, steps=2, batch_size=4, progress=False).fit()
     assert isinstance(model.head, tune.StandardizedLinear)
-    assert "standardize" not in repr(Recipe()) and repr(recipe).endswith("standardize=True)")
+    again = recipe.trainer(model, rows, None, rate=1e-2, steps=2, batch_size=4, progress=False)         # as it is
+    assert again.model is model
+
+
+@pytest.mark.parametrize("kind", [Recipe, TwoRates, LoRAPlus, Prompting])
+def test_a_recipes_text_names_a_newer_switch_only_where_it_is_on(kind):
+    """Runs are known by it: one that does another thing has another text, and runs of before have theirs."""
+    assert "standardize=" not in repr(kind()) and ", standardize=True" in repr(kind(standardize=True))
+    assert repr(Recipe()).endswith("pooling='concat', dropout=None, betas=(0.7, 0.99))")

@@ -53,6 +53,8 @@ def _check(a: Array, b: Array, dtype: np.dtype, add_to: Array | None) -> None:
     """cuBLAS sees addresses alone: what does not fit would be read or written past its end."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"product: expected (M, K) and (K, N), got {a.shape} and {b.shape}")
+    if a.dtype != np.float32 and not is_bfloat16(a.dtype):
+        raise TypeError(f"product: expected float32 or bfloat16 matrices, got {a.dtype}")
     if is_bfloat16(dtype) and not is_bfloat16(a.dtype):
         raise TypeError("product: float32 matrices have a float32 result, bfloat16 was asked for. Round one of them before")
     if add_to is not None and (add_to.shape != (len(a), b.shape[1]) or not add_to.flags.c_contiguous):
@@ -66,9 +68,10 @@ def _cublas(cupy: Any, a: Array, b: Array, dtype: np.dtype, add_to: Array | None
     y = cupy.empty((M, N), dtype) if add_to is None else add_to
     (left, left_flag, left_step), (right, right_flag, right_step) = _as_stored(cupy, b), _as_stored(cupy, a)
     of_factors, of_y = _type(left), _type(y)
+    alpha, beta = _on_host(factor), _on_host(add_to is not None)            # held until cuBLAS has read them
     cupy.cuda.cublas.gemmEx(
-        _handle(cupy), left_flag, right_flag, N, M, K, _on_host(factor)[1], left.data.ptr, of_factors, left_step,
-        right.data.ptr, of_factors, right_step, _on_host(add_to is not None)[1], y.data.ptr, of_y, N, COMPUTE_FLOAT32, DEFAULT)
+        _handle(cupy), left_flag, right_flag, N, M, K, alpha[1], left.data.ptr, of_factors, left_step,
+        right.data.ptr, of_factors, right_step, beta[1], y.data.ptr, of_y, N, COMPUTE_FLOAT32, DEFAULT)
     return y
 
 

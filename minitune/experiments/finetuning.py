@@ -17,7 +17,7 @@ from ..models import BERT, GPT, Classifier, from_pretrained
 from ..models.language_model import LanguageModel
 from ..train import Trainer
 from ..train.evaluate import BatchSet
-from ..tune import Certificate, FreezeConfig, FullConfig, LoRAConfig, Report, apply, merge
+from ..tune import Certificate, FreezeConfig, FullConfig, LoRAConfig, Report, apply, fold, merge, standardize
 from ..tune.apply import Method
 from ..tune.patterns import backbone_of
 
@@ -26,6 +26,7 @@ DEFAULT_BASE = "minitune-base"                  # comes with the package
 TUNING: dict[str, Method] = {"frozen": FreezeConfig(), "full": FullConfig(), "lora": LoRAConfig(r=8, lora_alpha=16)}
 ENOUGH = 100                                    # validation rows to choose a classifier's epoch by; fewer choose badly
 RATES = {"frozen": 1e-2, "full": 1e-3, "lora": 1e-2}           # at 128 channels; a wider model takes a lower one
+STANDARDIZED = RATES | {"full": 2e-3}           # of a classifier whose features are standardised
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Finetuning:
 
     `lr` None means the method's usual rate times 128 / channels. With a validation split the epoch that did best on it is
     kept, and tuning stops after `patience` epochs without a better one; fewer than 100 rows with labels are only watched,
-    since one row more or less decides among them. `pooling` None means "max" for a GPT, else what fits the model.
+    since one row more or less decides among them. `pooling` None means, for a GPT, "mean" over features that are standardised
+    while it is tuned (`tune.standardize`), else what fits the model.
     """
 
     method: str = "full"
@@ -128,18 +130,22 @@ def finetune(dataset: Dataset, base: str | Path | Backbone, settings: Finetuning
     backend.seed(settings.seed)
     backbone = base_model(base)
     model: Any = backbone
+    standardized = dataset.kind == "classification" and settings.pooling is None and isinstance(backbone, GPT)
     if dataset.kind == "classification":
-        model = Classifier(backbone, dataset.labels, settings.pooling or ("max" if isinstance(backbone, GPT) else None))
+        model = Classifier(backbone, dataset.labels, "mean" if standardized else settings.pooling)
     elif isinstance(backbone, LanguageModel):
         backbone.require_head()                 # a classifier's folder may hold no output matrix
     report = apply(model, TUNING[settings.method])
     train, valid, notes = _sets(dataset, backbone)
+    if standardized:
+        standardize(model, train)
     steps = ceil(len(train) / (settings.batch_size * settings.accumulate))
     choose = valid is not None and (dataset.kind != "classification" or len(valid) >= ENOUGH)
     if valid and not choose:
         notes.append(f"{len(valid):,} validation rows are too few to choose an epoch by: the last weights are kept")
+    rates = STANDARDIZED if standardized else RATES
     trainer = Trainer(model, train, valid, steps=steps * settings.epochs, batch_size=settings.batch_size,
-                      lr=settings.lr or RATES[settings.method] * 128 / backbone.config.n_embd, accumulate=settings.accumulate,
+                      lr=settings.lr or rates[settings.method] * 128 / backbone.config.n_embd, accumulate=settings.accumulate,
                       evaluate_every=steps, keep_best=choose, patience=settings.patience if choose else None,
                       ema=settings.ema, out=out, progress="fine-tuning" if progress else False)
     trainer.fit(resume=resume)
@@ -147,6 +153,7 @@ def finetune(dataset: Dataset, base: str | Path | Backbone, settings: Finetuning
     if settings.method == "lora":
         made.certificate = merge(model, train.batch(np.arange(min(8, len(train)))))
         notes.append(str(made.certificate))
+    fold(model)
     return made
 
 

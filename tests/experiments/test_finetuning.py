@@ -12,6 +12,7 @@ from minitune.experiments import Finetuned, Finetuning, finetune
 from minitune.experiments.finetuning import as_set, base_model
 from minitune.experiments.text_classifier import texts_as_set
 from minitune.models import GPT, Classifier, from_pretrained
+from minitune.nn import Linear
 from minitune.train import Trainer, predict, predict_proba
 from minitune.tune.lora import LoRALinear
 
@@ -93,6 +94,13 @@ def test_frozen_trains_the_head_alone(toy, backbone):
     made = tune(toy, backbone, method="frozen")
     assert made.report.trainable == 2 * 16
     assert weights(made.model.backbone) == weights(from_pretrained(backbone))
+
+
+def test_a_gpt_reads_standardised_means_unless_a_pooling_is_asked_for(toy, backbone):
+    made, asked = (finetune(toy, backbone, replace(QUICK, pooling=pooling), progress=False) for pooling in (None, "mean"))
+    assert made.model.pooling == "mean" == asked.model.pooling and type(made.model.head) is Linear      # folded
+    assert made.model.head.bias is not None and asked.model.head.bias is None
+    assert made.trainer.lr == 2 * asked.trainer.lr
 
 
 def test_settings_reach_the_training(toy, backbone):
@@ -224,7 +232,7 @@ def test_interrupted_and_resumed_it_is_the_uninterrupted_one(kind, settings, toy
 def test_a_run_with_other_settings_is_not_resumed(toy, backbone, tmp_path):
     finetune(toy, backbone, QUICK, tmp_path, progress=False)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    with pytest.raises(ValueError, match="is of another training: lr was 0.008, is 0.5"):
+    with pytest.raises(ValueError, match="is of another training: lr was 0.016, is 0.5"):
         finetune(toy, backbone, replace(QUICK, lr=0.5), tmp_path, resume=True, progress=False)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 

@@ -26,6 +26,7 @@ from typing import Any
 os.environ.pop("OPENBLAS_CORETYPE", None)       # before NumPy: an inherited choice of kernels halves its matrix products
 
 import numpy as np
+from measure import machine
 from pages import write_between_marks
 
 import minitune as mt
@@ -54,7 +55,7 @@ def main() -> None:
              for name in SETS for draw in range(options.draws)]
     rows = run(specs, lambda spec: measure(spec["data"], spec["draw"]), options.out / "runs.jsonl", progress="draws")
     whole = {"command": f"python benchmarks/few_rows.py --draws {options.draws}", "rows": ROWS, "base": base,
-             "runs": rows, "python": platform.python_version(), "numpy": np.__version__, "cores": os.cpu_count(),
+             "runs": rows, "python": platform.python_version(), "numpy": np.__version__, "cores": machine()["cores"],
              "processor": platform.processor() or platform.machine()}
     file = ROOT / "benchmarks" / "results" / "few_rows.json"
     file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

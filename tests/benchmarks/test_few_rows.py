@@ -1,5 +1,7 @@
 """few_rows: the page says what the runs say, with intervals over draws and test rows."""
 
+import json
+from hashlib import sha256
 from types import SimpleNamespace
 
 import few_rows
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import minitune as mt
+from minitune.formats.folder import WEIGHTS, find_model
 
 
 def run_line(draw, errors, rows=200):
@@ -81,3 +84,9 @@ def test_scratch_has_the_bases_sizes_and_none_of_its_weights():
     base, new = mt.models.from_pretrained(few_rows.DEFAULT_BASE), few_rows.new_weights(0)
     assert new.config == base.config and new.tokenizer.vocab_size == base.tokenizer.vocab_size
     assert not np.allclose(new.token_embedding.weight.data, base.token_embedding.weight.data)
+
+
+def test_the_committed_figures_are_of_the_model_that_ships():
+    committed = json.loads((few_rows.ROOT / "benchmarks" / "results" / "few_rows.json").read_text(encoding="utf-8"))
+    weights = (find_model(few_rows.DEFAULT_BASE) / WEIGHTS).read_bytes()
+    assert committed["base"]["digest"] == sha256(weights).hexdigest()[:8]

@@ -138,7 +138,7 @@ def pairs(split: Any) -> tuple[list[str], list[int]]:
 def page(whole: dict[str, Any]) -> list[str]:
     """What the how-to page says."""
     base = whole["base"]
-    lines = ["", f"Measured on {whole['cores']} cores, from {base['name']} with its {base['parameters']:,} weights and "
+    lines = ["", f"Measured on {whole['cores']} core{'s' * (whole['cores'] > 1)}, from {base['name']} with its {base['parameters']:,} weights and "
              f"{whole['rows']} rows; means over {len(whole['runs']) // len(SETS)} draws, differences with the 95 % interval of "
              "a bootstrap over draws and test rows:", "",
              "| data | classes | fine-tuned | scratch | TF-IDF | above scratch by | above TF-IDF by | test rows | seconds |",

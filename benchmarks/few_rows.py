@@ -138,8 +138,9 @@ def pairs(split: Any) -> tuple[list[str], list[int]]:
 def page(whole: dict[str, Any]) -> list[str]:
     """What the how-to page says."""
     base = whole["base"]
-    lines = ["", f"Measured on {whole['cores']} core{'s' * (whole['cores'] > 1)}, from {base['name']} with its {base['parameters']:,} weights and "
-             f"{whole['rows']} rows; means over {len(whole['runs']) // len(SETS)} draws, differences with the 95 % interval of "
+    cores = "1 core" if whole["cores"] == 1 else f"{whole['cores']} cores"
+    lines = ["", f"Measured on {cores}, from {base['name']} with its {base['parameters']:,} weights and {whole['rows']} rows; "
+             f"means over {len(whole['runs']) // len(SETS)} draws, differences with the 95 % interval of "
              "a bootstrap over draws and test rows:", "",
              "| data | classes | fine-tuned | scratch | TF-IDF | above scratch by | above TF-IDF by | test rows | seconds |",
              "|---|---|---|---|---|---|---|---|---|"]

@@ -69,9 +69,9 @@ def measure(options: argparse.Namespace) -> Reproduction:
     dataset = cut(mt.data.load(options.data))
     found = reproduce(options.name, dataset, options.base, out, options.scale, options.workers, texts=texts,
                       device=options.device, dtype=options.dtype)
-    found.results.settings["notes"] = [*found.results.settings["notes"], *filter(None, [options.note])]
     found.results.settings |= machine() | {"minitune": mt.__version__, "seconds_of_all_runs": seconds(found, out),
-                                           "device": options.device, "dtype": options.dtype}
+                                           "device": options.device, "dtype": options.dtype, "note": options.note}
+    found.results.settings["command"] = found.results.settings["command"].replace(f" --note {options.note}", "")
     found.results.settings |= gpu() if options.device == "cuda" else {}
     return found
 
@@ -95,10 +95,13 @@ def section(found: Reproduction, stem: str) -> list[str]:
     """What docs/ulmfit.md says of this table and data set."""
     settings = found.results.settings
     read = [f"Test texts in what may be read of {name} without labels: {said}" for name, said in settings["overlap"].items()]
-    where = f"in {settings['dtype'] or 'float32'} on one {settings['card']}" if "card" in settings else "on one core each"
+    note = settings.get("note")
+    where = "as told above" if note else "on one core each"
+    if "card" in settings:
+        where = f"in {settings['dtype'] or 'float32'} on one {settings['card']}"
     return ["", f"### {found.title}", "", found.sentence(), "", "```", found.table(), "```", "",
             f"![{found.title}: the paper's values and ours](images/{stem}.png)", "",
-            *(f"- {note}" for note in [*found.notes, *settings["notes"], *read]), "",
+            *(f"- {line}" for line in [*found.notes, *settings["notes"], *filter(None, [note]), *read]), "",
             f"The runs took {settings['seconds_of_all_runs'] / 60:,.0f} minutes added up, {where}. Best rates at the edge of "
             f"those tried: {', '.join(settings['rates_at_the_edge']) or 'none'}. From scratch, ended before validation had "
             f"stalled: {', '.join(settings['scratch_not_stalled']) or 'none'}. Texts: "

@@ -28,13 +28,15 @@ def interval_curves(curves: Mapping[str, Sequence[Point]], x_label: str, y_label
         x, y, low, high = zip(*sorted(points), strict=True)
         beside = [value * BESIDE ** (i - (len(curves) - 1) / 2) for value in x]
         ends = [[a - b for a, b in zip(y, low)], [a - b for a, b in zip(high, y)]]
+        again = i >= len(COLOURS)               # a colour that comes a second time is dashed and hollow
         axes.errorbar(beside, y, ends, marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], label=name,
-                      capsize=2.5, elinewidth=1, linewidth=1.6)
+                      capsize=2.5, elinewidth=1, linewidth=1.6, linestyle="--" if again else "-",
+                      markerfacecolor="white" if again else None)
     ticks = sorted({point[0] for points in curves.values() for point in points})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize="small" if len(curves) > 5 else None)
     return write_figure(figure, file)

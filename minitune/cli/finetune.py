@@ -39,7 +39,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--patience", type=positive, default=default.patience, metavar="N",
                         help=f"stop after so many epochs without a better one (default: {default.patience})")
     parser.add_argument("--pooling", choices=tuple(POOLINGS), default=default.pooling,
-                        help="how a classifier sums up a text (default: max for a GPT, else what fits the model)")
+                        help="how a classifier sums up a text (default: for a GPT the mean of standardised features, else what "
+                             "fits the model)")
     parser.add_argument("--ema", type=float, metavar="DECAY", help="keep an average of the weights, as with 0.99")
     parser.add_argument("--seed", type=natural, default=0, metavar="N")
     add_device(parser)

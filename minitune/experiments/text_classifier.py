@@ -89,7 +89,9 @@ class TextClassifier:
         model = from_pretrained(model_folder(folder))
         if not isinstance(model, Classifier):
             raise ValueError(f"TextClassifier.load: {folder} holds a {type(model).__name__} and no classifier")
-        loaded = cls(base=str(folder), pooling=model.pooling)
+        # a GPT's head has a bias where it was standardised, as it is by default
+        default = isinstance(model.backbone, GPT) and model.pooling == "mean" and model.head.bias is not None
+        loaded = cls(base=str(folder), pooling=None if default else model.pooling)
         loaded.model_, loaded.classes_ = model, np.array(model.labels)
         return loaded
 

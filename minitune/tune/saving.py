@@ -13,7 +13,7 @@ from ..formats.family import short
 from ..formats.peft import MINITUNE, Adapter, Unheld, fingerprint, from_own, read_folder, to_own, write_folder
 from ..formats.peft_reading import from_peft
 from ..formats.peft_writing import to_peft
-from ..nn import filled
+from ..nn import Parameter
 from .adapted import adapted_layers, base_parameters, collect, describe
 from .adapters import add
 from .nf4 import QLoRALinear
@@ -113,16 +113,20 @@ def load_adapter(model: Any, folder: str | Path, name: str = "default", swap: bo
     own_form = config.get("peft_type") == MINITUNE
     adapter = from_own(config, tensors) if own_form else from_peft(config, tensors, describe(model), own.get("blocks"))
     _check_head(model, adapter, keep_head, folder)
-    folded = "head.bias" in adapter.parameters and getattr(model.head, "bias", True) is None      # by `tune.fold`
-    if folded:
-        model.head.bias = filled(model.head.weight.shape[:1], 0.0)
-        model.head.to(model.device)
-    try:
+    head: Any = getattr(model, "head", None)
+    if "head.bias" not in adapter.parameters or getattr(head, "bias", True) is not None:
         return add(model, name, adapter, swap)
+    # a head with a bias, as `tune.fold` made it; that of another adapter stays without one
+    model.head, before = head.sharing_parameters(), registry_of(model).active
+    model.head.bias = Parameter(0 * head.weight.data[:, 0])
+    try:
+        made = add(model, name, adapter, swap)
     except ValueError:
-        if folded:
-            model.head.bias = None
+        model.head = head
         raise
+    if before not in (None, name):
+        registry_of(model).held[before].head["head"] = head
+    return made
 
 
 # ---- What must be the same -----------------------------------------------------------------------------------------------

@@ -48,8 +48,8 @@ def standardize(model: Any, rows: Any, batch_size: int = 16) -> None:
     logits (B, outputs) = ((h - m) / s) W^T + b, with the mean m and the deviation s = sqrt(variance + 1e-5) of each pooled
     feature h over up to 256 of the texts, read `batch_size` at a time by the backbone as it is now. ULMFiT's head does it by
     batch normalisation; here the moments are taken once, before the training, and are the same in training and in use. W and b
-    stay the Parameters that they were, so an optimizer that has them goes on with them. `fold` makes the head a plain Linear
-    again, which can be saved.
+    stay the Parameters that they were, so an optimizer that has them goes on with them. Where the texts do not differ, s is 1.
+    `fold` makes the head a plain Linear again, which can be saved.
     Raises TypeError, with nothing changed, for a model without pooled features and where the head is no plain Linear;
     ValueError for an empty set.
     Source: Howard and Ruder 2018, ULMFiT, section 3.3; Ioffe and Szegedy 2015, Batch normalization, equation 3.
@@ -70,7 +70,10 @@ def standardize(model: Any, rows: Any, batch_size: int = 16) -> None:
     finally:
         model.head = linear
     pooled = array_module(found[0]).concatenate(found)                      # (texts, in)
-    model.head = StandardizedLinear(linear, pooled.mean(0), (pooled.var(0) + EPS) ** 0.5)
+    variance = pooled.var(0)
+    if float(variance.max()) < EPS:             # one text, or the same again and again: nothing to measure by
+        variance = 1 + 0 * variance
+    model.head = StandardizedLinear(linear, pooled.mean(0), (variance + EPS) ** 0.5)
     model.head.training = linear.training
 
 

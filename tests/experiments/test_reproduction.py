@@ -260,7 +260,7 @@ def test_the_base_may_be_a_runs_folder_and_is_described_before_the_runs(trec, ba
 def test_figure_3_is_run_with_the_plain_baseline_and_ends_with_all_labels(trec, backbone, tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn, the baseline, is not installed")
     found = reproduce("ulmfit.figure3", trec, backbone, tmp_path, TINY, progress=False)
-    assert found.results.methods == ["scratch", "supervised", "semi-supervised", "tf-idf"]
+    assert found.results.methods == ["scratch", "supervised", "semi-supervised", "semi-supervised, standardized", "tf-idf"]
     assert found.results.sizes_of("scratch") == [4, 8, 16, 40] and found.results.sizes_of("supervised") == [4, 8]
     assert len(found.claims()) == 2
 
@@ -270,7 +270,7 @@ def test_errors_name_what_there_is(toy, trec, backbone, tmp_path):
         reproduce("ulmfit.table9", trec, backbone, tmp_path)
     with pytest.raises(ValueError, match=r"'imdb' \(IMDb\), 'trec' \(TREC-6\), 'ag_news_22k' \(AG\); the one given is 'toy'"):
         reproduce("ulmfit.table4", toy, backbone, tmp_path)
-    with pytest.raises(ValueError, match="one of small, full, or a Scale, got 'huge'"):
+    with pytest.raises(ValueError, match="one of small, medium, full, or a Scale, got 'huge'"):
         reproduce("ulmfit.table4", trec, backbone, tmp_path, scale="huge")
     with pytest.raises(ValueError, match="Give it something to read: texts="):
         reproduce("ulmfit.table5", trec, backbone, tmp_path)

@@ -126,6 +126,28 @@ def test_an_adapter_is_written_with_a_folded_head_alone_and_comes_back(tmp_path)
     assert np.array_equal(again.eval()(labelled(again)).numpy(), model.eval()(labelled(model)).numpy())
 
 
+def test_texts_that_do_not_differ_are_only_moved_to_0():
+    model, _ = classifier(gpt)
+    tune.standardize(model, ClassificationSet([ROWS[0]] * 3, [0] * 3, 12))
+    assert all(0.99 < float(inverse) <= 1 for inverse in model.head.moments[1])
+
+
+def test_the_head_of_another_adapter_gets_no_bias(tmp_path):
+    model, rows = classifier(gpt)
+    base = {name: p.data.copy() for name, p in model.backbone.named_parameters()}
+    tune.apply(model, tune.LoRAConfig(r=2))
+    tune.standardize(model, rows)
+    tune.fold(model)
+    tune.save_adapter(model, tmp_path)
+    again = models.Classifier(gpt(), ["no", "yes"], "concat")
+    again.backbone.load_state_dict(base)
+    tune.apply(again, tune.LoRAConfig(r=2))
+    tune.load_adapter(again, tmp_path, name="second")
+    assert again.head.bias is not None
+    tune.set_adapter(again, "default")
+    assert again.head.bias is None
+
+
 def test_hugging_faces_folder_with_a_bias_is_no_head_of_ours(tmp_path):
     model, _ = classifier(gpt, "last")
     model.save_pretrained(tmp_path)

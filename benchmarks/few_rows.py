@@ -32,6 +32,7 @@ from pages import write_between_marks
 import minitune as mt
 from minitune.experiments.baseline import STRENGTHS, require_scikit_learn
 from minitune.experiments.finetuning import DEFAULT_BASE
+from minitune.experiments.recipe import starting_model
 from minitune.experiments.runner import run
 from minitune.experiments.statistics import Bootstrap, interval
 from minitune.formats.folder import WEIGHTS, find_model
@@ -118,11 +119,8 @@ def balanced_parts(labels: list[str], seed: int) -> np.ndarray:
 
 def new_weights(seed: int) -> mt.models.GPT:
     """A model of the base's sizes, with its tokenizer, that has read nothing."""
-    base = mt.models.from_pretrained(DEFAULT_BASE)
     mt.seed(seed)
-    gpt = mt.models.GPT(base.config)
-    gpt.tokenizer = base.tokenizer
-    return gpt
+    return starting_model(DEFAULT_BASE, pretrained=False)
 
 
 def wrong_of(runs: list[dict[str, Any]], name: str) -> np.ndarray:

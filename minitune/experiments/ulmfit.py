@@ -214,8 +214,13 @@ def task_classifier(backbone: Any, dataset: Dataset, recipe: Recipe, labels: Lab
                 "rate": run.lr} | _measured(run)
         entry = {"done": done, "report": asdict(report(model, run.optimizer))}
         fold(model)
-        if folder and _saved(model, folder):
-            record.keep(CLASSIFIER, entry)
+        if folder:
+            try:
+                model.save_pretrained(folder)
+            except ValueError as error:         # adapters, for one, have no place in a model folder
+                made.notes.append(f"the classifier is not kept as a model, only as a checkpoint: {error}")
+            else:
+                record.keep(CLASSIFIER, entry)
     if folder and CLASSIFIER in record.entries:
         remove_checkpoints(folder)
     made.reports.append(Report([tuple(row) for row in entry["report"]["rows"]], entry["report"]["rates"]))
@@ -257,15 +262,6 @@ def _fitted(backbone: Any, dataset: Dataset, recipe: Recipe, labels: Labels, mad
                   progress="classifier" if progress else False)
     run.fit(resume=record.folder is not None)
     return run
-
-
-def _saved(model: Any, folder: Path) -> bool:
-    """Whether the model could be written into the folder: with adapters in it, it cannot."""
-    try:
-        model.save_pretrained(folder)
-    except ValueError:
-        return False
-    return True
 
 
 def _measured(trainer: Trainer) -> dict[str, float]:

@@ -129,6 +129,7 @@ def test_a_rate_that_was_found_is_read_again(toy, backbone, tmp_path, monkeypatc
 def test_a_classifier_with_adapters_is_made_anew_from_its_checkpoint(toy, backbone, tmp_path, monkeypatch):
     recipe = replace(RECIPE, language_model=None, unfreezing="all", method=tune.LoRAConfig(r=2))
     first = ulmfit(toy, backbone, tmp_path, recipe, LABELS, progress=False)
+    assert any("not kept as a model" in note for note in first.notes)
     monkeypatch.setattr(Trainer, "train_step", lambda *_: pytest.fail("trained again"))
     again = ulmfit(toy, backbone, tmp_path, recipe, LABELS, progress=False)
     np.testing.assert_array_equal(again.predict_proba(toy.test.texts), first.predict_proba(toy.test.texts))

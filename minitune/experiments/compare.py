@@ -151,6 +151,7 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
     `base` is the folder of a pre-trained model of texts, or "minitune-base", which comes with the package. `methods` are names
     ("full", "head", "top2", "bitfit", "lora", "rslora", "lora+", "dora", "pissa", "adapters", "prefix", "prompt", "ia3" and
     "few-shot", which trains nothing), or a mapping from names of your own to tuning methods, recipes or `FewShot` settings.
+    Heads read features standardised over the training texts (`tune.standardize`), a recipe of your own as it says.
     Their rates stand in `protocol.rates`; those that do not are the usual ones of their kind. `sizes` and `seeds` replace the
     protocol's. Each run makes as many steps; memory is traced in steps of its own, so `trace_memory` is not read.
     Forgetting is measured on the first 16,384 tokens of `general`, texts of no special kind; None: of the passages of Python's

@@ -34,6 +34,7 @@ class LoRAPlus(Recipe):
     unfreezing: str = "all"
     pooling: str | None = None
     betas: tuple[float, float] = (0.9, 0.999)
+    standardize: bool = field(default=True, repr=False)
     ratio: float = 16.0
 
     def trainer(self, model: Any, *sets: Any, rate: float, **settings: Any) -> Trainer:
@@ -125,7 +126,7 @@ def _recipe(name: str, method: Any) -> Recipe:
     if not hasattr(method, "install"):
         raise TypeError(f"compare: expected for {name!r} a method such as LoRAConfig(r=4), a Recipe or FewShot(), got "
                         f"{method!r}")
-    return plain(method, pretrained=name != SCRATCH)
+    return replace(plain(method, pretrained=name != SCRATCH), standardize=name != SCRATCH)
 
 
 def rates_of(name: str, recipe: Recipe) -> tuple[float, ...]:

@@ -108,6 +108,18 @@ def test_each_method_trains_what_its_formula_says_and_the_head(finished, method,
     assert found.share(method, 4) == pytest.approx(expected / (total + added))
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "few-shot"])
+def test_every_head_reads_standardised_features(method, toy, base):
+    trainer = trained_again(toy, base, {"method": method, "seed": 0, "labels": 8, "rate": 1e-9})
+    assert isinstance(trainer.model.head, tune.StandardizedLinear)
+
+
+def test_a_model_from_scratch_has_features_as_they_are_and_a_recipe_of_ones_own_stays_as_it_is():
+    own = plain(tune.FullConfig())
+    chosen = chosen_methods({"full": tune.FullConfig(), "scratch": tune.FullConfig(), "own": own})
+    assert chosen["full"].standardize and not chosen["scratch"].standardize and chosen["own"] is own
+
+
 def test_lora_plus_has_its_own_optimizer(toy, base):
     recipe = chosen_methods(["lora+"])["lora+"]
     model = recipe.classifier(models.from_pretrained(base), toy.labels, "mean")

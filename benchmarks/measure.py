@@ -328,7 +328,8 @@ def table(rows: list[Row], columns: dict[str, str]) -> list[str]:
             *("| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in rows)]
 
 
-def report(options: argparse.Namespace, mark: str, rows: list[Row], lines: list[str], more: Row | None = None) -> None:
+def report(options: argparse.Namespace, mark: str, rows: list[Row], lines: list[str], more: Row | None = None,
+           page: Path = PAGE) -> None:
     """Prints the lines; writes the JSON and the page where that was asked for. The page imports NumPy, all is measured."""
     print("\n".join(lines))
     facts = machine()
@@ -340,5 +341,5 @@ def report(options: argparse.Namespace, mark: str, rows: list[Row], lines: list[
         flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts["vector_flags"]]
         where = f"{facts['processor']} ({', '.join(flags)})" if flags else facts["processor"]
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        write_between_marks(PAGE, mark, ["", f"Measured on {facts['cores']} cores of {where}, Python {facts['python']}, "
+        write_between_marks(page, mark, ["", f"Measured on {facts['cores']} cores of {where}, Python {facts['python']}, "
                                          f"{versions}, by `{facts['command']}`.", "", *lines, ""])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import generate
 import measure
+import merged
 import numpy as np
 import own
 import pytest
@@ -72,6 +73,16 @@ def give_base_weights(peers, theirs):
     state = {name if name in names else wrapped[name]: value for name, value in plain.state_dict().items()}
     missing = theirs.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys and all(name[-2:] in (".A", ".B") for name in missing.missing_keys)
+
+
+def test_the_merged_model_is_the_adapted_one_in_the_layers_of_the_base():
+    models = {name: merged.model_of(SMALL, name) for name in merged.MODELS}
+    logits = {name: merged.reading(model, SMALL)().numpy() for name, model in models.items()}
+    # float32: the adapter's two products are summed apart from the base's, or before
+    np.testing.assert_allclose(logits["merged"], logits["adapted"], rtol=1e-4, atol=1e-4)
+    assert abs(logits["merged"] - logits["base"]).max() > 0.01
+    assert models["merged"].num_parameters() == models["base"].num_parameters() < models["adapted"].num_parameters()
+    assert [type(part) for part in models["merged"].modules()] == [type(part) for part in models["base"].modules()]
 
 
 # ---- The floor -----------------------------------------------------------------------------------------------------
@@ -218,6 +229,16 @@ def test_a_quick_run_measures_every_arm_of_minitune(tmp_path):
     assert whole["versions"]["numpy"] == np.__version__ and whole["sizes"]["tiny"]["V"] == 64
 
 
+def test_base_adapted_and_merged_are_timed_in_turn(tmp_path):
+    file = tmp_path / "results.json"
+    subprocess.run([sys.executable, BENCHMARKS / "merged.py", "--quick", "--json", file], check=True, capture_output=True,
+                   env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert [(row["work"], row["name"]) for row in rows] == [(work, name) for work in merged.WORKS for name in merged.MODELS]
+    assert all(row["pairs"] == merged.REPEATS and row["low"] <= row["ratio_to_base"] <= row["high"] for row in rows)
+    assert {row["ratio_to_base"] for row in rows if row["name"] == "base"} == {1.0}
+
+
 @pytest.mark.parametrize("where", [["--page"], ["--json"]])
 def test_tiny_figures_get_into_no_page_and_no_committed_result(where, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_step.py", "--quick", *where])
@@ -230,3 +251,4 @@ def test_tiny_figures_get_into_no_page_and_no_committed_result(where, monkeypatc
 def test_the_page_has_a_place_for_every_script(script):
     page = measure.PAGE.read_text(encoding="utf-8")
     assert f"<!-- {script}: written by benchmarks/{script}.py -->" in page and f"<!-- end of {script} -->" in page
+    assert "<!-- merged: written by benchmarks/merged.py -->" in merged.PAGE.read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from ..tune.patterns import backbone_of
 from .comparison import Comparison
 from .finetuning import model_folder
 from .recipe import Recipe
-from .sample_efficiency import Measure, Protocol, Task, check, fresh_model, sample_efficiency, sets_of
+from .sample_efficiency import RATES, Measure, Protocol, Task, check, fresh_model, sample_efficiency, sets_of
 from .tuning_methods import Prompting, chosen_methods, rates_of
 
 GENERAL_TOKENS = 16_384                         # of general text that forgetting is measured on, at most
@@ -151,7 +151,8 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
     `base` is the folder of a pre-trained model of texts, or "minitune-base", which comes with the package. `methods` are names
     ("full", "head", "top2", "bitfit", "lora", "rslora", "lora+", "dora", "pissa", "adapters", "prefix", "prompt", "ia3" and
     "few-shot", which trains nothing), or a mapping from names of your own to tuning methods, recipes or `FewShot` settings.
-    Heads read features standardised over the training texts (`tune.standardize`), a recipe of your own as it says.
+    Heads read features standardised over the training texts (`tune.standardize`), but a recipe of your own
+    does as it says, and "scratch", a method of new weights, reads them as they are.
     Their rates stand in `protocol.rates`; those that do not are the usual ones of their kind. `sizes` and `seeds` replace the
     protocol's. Each run makes as many steps; memory is traced in steps of its own, so `trace_memory` is not read.
     Forgetting is measured on the first 16,384 tokens of `general`, texts of no special kind; None: of the passages of Python's
@@ -162,10 +163,10 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
     Raises ValueError for methods, data or a base that do not fit each other, before anything runs.
     """
     recipes, folder = chosen_methods(methods), model_folder(base)
-    protocol = replace(protocol or PROTOCOL, trace_memory=False)
-    protocol = replace(protocol, sizes=tuple(sizes or protocol.sizes), seeds=tuple(protocol.seeds if seeds is None else seeds))
-    protocol = replace(protocol, rates={name: tuple(protocol.rates.get(name) or rates_of(name, recipe))
-                                        for name, recipe in recipes.items()})
+    changes: dict[str, Any] = {name: given for name, given in (("sizes", sizes), ("seeds", seeds)) if given is not None}
+    protocol = replace(protocol or PROTOCOL, trace_memory=False, **changes)
+    given = {} if protocol.rates == RATES else protocol.rates               # those of a Protocol that was given none
+    protocol = replace(protocol, rates={name: given.get(name) or rates_of(name, recipe) for name, recipe in recipes.items()})
     check(dataset, protocol, list(recipes), "compare")
     check_general(dataset, folder, general)
     documents, about = general_text(folder, general)
@@ -180,7 +181,10 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
 
 
 def check_general(dataset: Dataset, folder: Path, general: Sequence[str] | None) -> None:
-    """Raises ValueError where forgetting would be measured on the validation texts, by which rates and weights are chosen."""
+    """Raises ValueError for one text instead of a list, and where forgetting would be measured on the validation texts, by
+    which rates and weights are chosen."""
+    if isinstance(general, str):
+        raise ValueError(f"compare: general must be a list of texts, got one text, {general:.40}. Write [text]")
     chosen_by = dataset.name == "pydocs" if general is None else set(general) & set(dataset.valid.texts)
     if chosen_by and _writes(from_pretrained(folder)):
         raise ValueError(f"compare: forgetting would be measured on the validation texts of {dataset.name}, by which rates are "

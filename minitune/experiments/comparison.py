@@ -122,7 +122,7 @@ class Comparison:
         told = [("trainable_parameters", f"{self.reference}'s trained parameters"), ("training_seconds", "its training time"),
                 ("peak_memory_mb", "its memory"), ("file_mb", "its file's size")]
         shares = [(self.cost(column, method, n), self.cost(column, self.reference, n), what) for column, what in told]
-        parts = [f"{100 * mine / other:.2g} % of {what}" if mine < other else f"{mine / other:.3g} times {what}"
+        parts = [f"{100 * mine / other:.3g} % of {what}" if mine < other else f"{mine / other:.3g} times {what}"
                  for mine, other, what in shares if mine is not None and other]
         mine, other = self.forgetting(method, n), self.forgetting(self.reference, n)
         if mine and other:

@@ -8,7 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from math import ceil, prod
+from math import ceil
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -27,7 +27,7 @@ from ..nn import shapes_only
 from ..train import Trainer
 from ..tune import LoRALinear, NF4Linear, QLoRAConfig, QLoRALinear, apply
 from ..tune.apply import Method
-from ..tune.nf4 import BLOCK, SCALE_BLOCK
+from ..tune.nf4 import BLOCK, SCALE_BLOCK, quantized_count
 from ..tune.patterns import backbone_of
 from .calibration import Rates, calibrate
 from .few_shot import FewShot
@@ -172,14 +172,14 @@ def plan(model: Any, method: str | Method | None = "full", batch_size: int = 16,
     with shapes_only(), random_streams_kept():
         bare, name = _prepared(model, method, labels, pooling)
     bare.train()
-    size = block_size or backbone_of(bare).config.block_size
+    size = backbone_of(bare).config.block_size if block_size is None else block_size
     batch = batch_of(bare, batch_size, size)
     trained = bare.num_parameters(trainable=True)
     if not trained:
         raise ValueError("plan: nothing trains. Unfreeze some of the model: tune.unfreeze(model, patterns), or give a method")
     bill = rehearse(shapes_of(bare), batch)
     moments = sum(2 * p.size * p.dtype.itemsize for p in bare.parameters() if p.requires_grad)
-    found = Plan(_title(bare), name, batch_size, size, bare.num_parameters() + _quantized(bare), trained, weights_of(bare),
+    found = Plan(_title(bare), name, batch_size, size, bare.num_parameters() + quantized_count(bare), trained, weights_of(bare),
                  moments, bill.gradients, bill.activations, bill.peak, _bare=bare, _batch=batch)
     if rates is not False:
         found.parts = _seconds(bill, trained, calibrate() if rates is True else rates)
@@ -194,10 +194,6 @@ def weights_of(model: Any) -> int:
     """The bytes of all parameters, and of weights that are codes in four bits."""
     return (sum(p.size * p.dtype.itemsize for p in model.parameters())
             + sum(part.nbytes for part in model.modules() if isinstance(part, NF4Linear)))
-
-
-def _quantized(model: Any) -> int:
-    return sum(prod(part.shape) for part in model.modules() if isinstance(part, NF4Linear))
 
 
 def _title(model: Any) -> str:

@@ -84,7 +84,7 @@ class Recipe:
     until after the share `thawed` of all steps everything trains; "chain-thaw" trains the head, then each group alone, then
     all; "last" the head; "all" is no schedule: what `method` lets train does so from the first step. `pooling` None is the
     protocol's. `dropout` is that of a transformer's layers while it is tuned (None: as the model has it). With `standardize`
-    the trainer has the head read each pooled feature with mean 0 and deviation 1 over up to 256 training texts, as the language
+    the trainer has the head read each pooled feature with mean 0 and deviation 1 over up to 256 training texts, as the prepared
     model reads them before it is tuned (`tune.standardize`); `tune.fold` ends it.
     Raises ValueError for what does not exist, for numbers that cannot work, and for an unfreezing schedule beside a method
     that freezes by itself.

@@ -31,6 +31,7 @@ from ..models import Classifier, from_pretrained
 from ..train import Callback, Trainer, predict, remove_checkpoints
 from ..tune import FullConfig
 from ..tune.apply import Method
+from ..tune.nf4 import quantized_count
 from ..tune.patterns import backbone_of
 from .baseline import require_scikit_learn, tfidf
 from .finetuning import TUNING, model_folder
@@ -198,9 +199,15 @@ def check(dataset: Dataset, protocol: Protocol, names: Sequence[str], caller: st
     lacking = [name for name in names if name != BASELINE and name not in protocol.rates]
     if lacking:
         raise ValueError(f"{caller}: protocol.rates has no learning rates for {', '.join(lacking)}")
-    for name in ("seeds", "sweep_seeds"):
+    for name, rates in protocol.rates.items():
+        if not isinstance(rates, Sequence) or not all(rate >= 0 for rate in rates):
+            raise ValueError(f"{caller}: protocol.rates[{name!r}] must be a tuple of learning rates, none below "
+                             f"0, got {rates!r}")
+    for name in ("sizes", "seeds", "sweep_seeds"):
         given: tuple[int, ...] = getattr(protocol, name)
-        if len(set(given)) < len(given):
+        if not isinstance(given, Sequence) or not given:
+            raise ValueError(f"{caller}: protocol.{name} must be a tuple of at least one number, got {given!r}")
+        if name != "sizes" and len(set(given)) < len(given):
             raise ValueError(f"{caller}: protocol.{name} has a seed twice, {given}: the same run would count as two")
     for size in {n for name in names for n in protocol.sizes_of(name)}:
         nested_subsets(dataset.train.labels, [size], seed=0)        # type: ignore[arg-type]
@@ -407,7 +414,7 @@ def _run_model(task: Task, spec: dict[str, Any], rows: np.ndarray) -> dict[str, 
     result = {"valid_error": best.measured["error"] if best else 1.0, "valid_loss": best.measured["loss"] if best else DIVERGED,
               "steps": trainer.step, "best_step": best.step if best else 0, "training_seconds": round(sum(seconds), 3),
               "trainable_parameters": sum(p.size for p in model.parameters() if id(p) in trainer.optimizer.slots),
-              "total_parameters": model.num_parameters()}
+              "total_parameters": model.num_parameters() + quantized_count(model)}
     if "sweep" in spec:
         return result
     result |= test_columns(task, predict(model, test))

@@ -77,7 +77,7 @@ class Prompting(Recipe):
         if settings.text_tokens is not None:
             return settings
         tokenizer: Any = model.tokenizer
-        around = [tokenizer.encode(settings.template.format(text="", label=label)) for label in labels]
+        around = [tokenizer.encode(settings.template.replace("{text}", "").replace("{label}", label)) for label in labels]
         needed = max(map(len, around)) + 2      # tokens of a template may fall otherwise beside a text
         for k in range(settings.k, -1, -1):
             each = (model.config.block_size - 1) // (k + 1) - needed

@@ -13,6 +13,7 @@ from ..nn import Linear
 from .adapted import adapted_layers
 from .installing import install
 from .patterns import backbone_of
+from .standardized import StandardizedLinear, with_bias
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ def extract_lora(tuned: Any, base: Any, r: int) -> Extraction:
     nearer to the change (Eckart and Young 1936). The share that it keeps is the sum of the largest R squared singular values
     over the sum of all. Where both have a head of the same kind, that of `tuned` is copied. The result says which share of the
     whole change is kept, and what lies in biases, norms and embeddings, which stay those of `base`.
-    Raises ValueError for models that differ in more than their numbers, have adapters, or are equal in all linear layers, and
-    for a rank below 1.
+    Raises ValueError for models that differ in more than their numbers, have adapters or a standardised head, or are equal in
+    all linear layers, and for a rank below 1.
     """
     if not isinstance(r, int) or r < 1:
         raise ValueError(f"extract_lora: r must be an int of at least 1, got {r!r}")
     for name, model in (("tuned", tuned), ("base", base)):
+        if isinstance(getattr(model, "head", None), StandardizedLinear):
+            raise ValueError(f"extract_lora: the head of {name} is standardised. First: tune.fold({name})")
         if adapted_layers(model):
             raise ValueError(f"extract_lora: {name} has adapted layers. Merge them first: tune.merge(model)")
     after, before = (dict(backbone_of(model).named_parameters()) for model in (tuned, base))
@@ -62,6 +65,8 @@ def extract_lora(tuned: Any, base: Any, r: int) -> Extraction:
         raise ValueError("extract_lora: no linear layer differs, and a LoRA changes no others")
     kept = sum(shares[name] * squares[f"{name}.weight"] for name in shares) / total
     adapter.parameters = _same_head(tuned, base)
+    if "head.bias" in adapter.parameters and getattr(base.head, "bias", True) is None:
+        base.head = with_bias(base.head)
     install(base, adapter)
     return Extraction(r, shares, kept, {name: square / total for name, square in squares.items()
                                         if square and name.removesuffix(".weight") not in shares})

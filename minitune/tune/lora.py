@@ -27,8 +27,8 @@ class LoRALayer(Module):
 
     def __init__(self, base: Any, r: int, lora_alpha: float, lora_dropout: float = 0.0, use_rslora: bool = False) -> None:
         outputs, inputs = (shape := base.weight.shape)[0], prod(shape[1:])
-        if not 1 <= r <= min(outputs, inputs):
-            raise ValueError(f"{type(self).__name__}: r must be from 1 to {min(outputs, inputs)} for weight {shape}, got {r}")
+        if not (isinstance(r, (int, np.integer)) and 1 <= r <= min(outputs, inputs)):
+            raise ValueError(f"{type(self).__name__}: r must be from 1 to {min(outputs, inputs)} for weight {shape}, got {r!r}")
         self.base, self.use_rslora, self.scale = base, use_rslora, lora_alpha / (sqrt(r) if use_rslora else r)
         self.A, self.B = self.start(r, outputs, inputs)
         self.dropout = Dropout(lora_dropout)

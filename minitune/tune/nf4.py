@@ -117,6 +117,11 @@ class NF4Linear(Module):
         return apply(nf4_linear_forward, nf4_linear_backward, x, self.bias, residual, weight=self.dequantized)
 
 
+def quantized_count(model: Module) -> int:
+    """How many frozen weights are kept in four bits, which `num_parameters` does not count."""
+    return sum(prod(part.shape) for part in model.modules() if isinstance(part, NF4Linear))
+
+
 def nf4_linear_forward(x, bias, residual, *, weight, needs):
     y = product(x, weight(device_of(x)).T)                                  # (..., out)
     if bias is not None:

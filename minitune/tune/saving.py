@@ -13,7 +13,6 @@ from ..formats.family import short
 from ..formats.peft import MINITUNE, Adapter, Unheld, fingerprint, from_own, read_folder, to_own, write_folder
 from ..formats.peft_reading import from_peft
 from ..formats.peft_writing import to_peft
-from ..nn import Parameter
 from .adapted import adapted_layers, base_parameters, collect, describe
 from .adapters import add
 from .nf4 import QLoRALinear
@@ -21,7 +20,7 @@ from .patterns import backbone_of
 from .pissa import PiSSALinear, weight_fingerprint
 from .registry import registry_of
 from .report import Report
-from .standardized import StandardizedLinear
+from .standardized import StandardizedLinear, with_bias
 from .virtual_tokens import VirtualTokens
 
 
@@ -116,9 +115,7 @@ def load_adapter(model: Any, folder: str | Path, name: str = "default", swap: bo
     head: Any = getattr(model, "head", None)
     if "head.bias" not in adapter.parameters or getattr(head, "bias", True) is not None:
         return add(model, name, adapter, swap)
-    # a head with a bias, as `tune.fold` made it; that of another adapter stays without one
-    model.head, before = head.sharing_parameters(), registry_of(model).active
-    model.head.bias = Parameter(0 * head.weight.data[:, 0])
+    model.head, before = with_bias(head), registry_of(model).active         # that of another adapter stays without one
     try:
         made = add(model, name, adapter, swap)
     except ValueError:

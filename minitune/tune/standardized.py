@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, array_module, device_of
-from ..devices import to_device, widened
+from ..devices import is_bfloat16, to_device, widened
 from ..nn import Linear, Module, Parameter, shapes_only
 from ..tensor import Tensor
 
@@ -27,19 +27,20 @@ class StandardizedLinear(Module):
         self.standardized, self.bias = linear.weight, linear.bias
         self.moments = [mean, 1 / deviation]
 
-    def _moments(self, device: str) -> list[Array]:
-        self.moments = [to_device(a, device) for a in self.moments]
-        return self.moments
+    def _moments(self, beside: Array) -> list[Array]:
+        """Mean and 1 / deviation where `beside` is, in its precision but for bfloat16, which would round them."""
+        self.moments = [to_device(a, device_of(beside)) for a in self.moments]
+        return self.moments if is_bfloat16(beside.dtype) else [a.astype(beside.dtype, copy=False) for a in self.moments]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, in) -> (B, out)"""
-        mean, inverse = self._moments(device_of(x.data))
+        mean, inverse = self._moments(x.data)
         return ops.linear((x - mean) * inverse, self.standardized, self.bias)
 
     @property
     def weight(self) -> Tensor:
         """standardized / deviation, (out, in)."""
-        return Tensor(self.standardized.data * self._moments(device_of(self.standardized.data))[1])
+        return Tensor(self.standardized.data * self._moments(self.standardized.data)[1])
 
 
 def standardize(model: Any, rows: Any, batch_size: int = 16) -> None:
@@ -95,6 +96,13 @@ def fold(model: Any) -> None:
         linear.bias.requires_grad = (head.standardized if head.bias is None else head.bias).requires_grad
         linear.dtype, linear.training = model.dtype, head.training
         model.head = linear
+
+
+def with_bias(head: Any) -> Any:
+    """A Linear without a bias as one that has a bias of 0, which a folded head has; the weight is shared."""
+    made = head.sharing_parameters()
+    made.bias = Parameter(0 * head.weight.data[:, 0])
+    return made
 
 
 class _Nothing(Module):

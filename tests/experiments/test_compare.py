@@ -387,6 +387,39 @@ def test_what_is_no_method_and_a_method_without_rates(toy, base, tmp_path):
     assert tried.pop("few-shot") == (0.0,) and all(len(rates) == 5 for rates in tried.values())
 
 
+@pytest.mark.parametrize("changes, expected", [
+    ({"seeds": ()}, "protocol.seeds must be a tuple of at least one number"), ({"sizes": 4}, "protocol.sizes must be a tuple"),
+    ({"rates": {"full": 1e-3}}, r"protocol.rates\['full'\] must be a tuple of learning rates, none below 0, got 0.001"),
+    ({"rates": {"full": (1e-3, -1e-3)}}, "none below 0, got"), ({"general": GENERAL[0]}, r"got one text, .*Write \[text\]")])
+def test_numbers_and_texts_that_cannot_work_are_refused_before_any_run(changes, expected, toy, base, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        small(toy, base, tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_protocol_without_rates_gives_every_method_its_usual_ones(toy, base, tmp_path, monkeypatch):
+    asked = {}
+
+    def asking(dataset, folder, out, protocol, *rest, **settings):
+        asked.update(protocol.rates)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["minitune.experiments.compare"], "sample_efficiency", asking)
+    with pytest.raises(KeyboardInterrupt):
+        compare(toy, base, ["full", "lora"], tmp_path, Protocol(sizes=(4,)), general=GENERAL)
+    assert asked == {name: rates_of(name, chosen_methods([name])[name]) for name in ("full", "lora")}
+
+
+def test_a_template_may_hold_other_braces(toy, base, tmp_path):
+    settings = FewShot(k=1, template='{"text": "{text}", "label": "{label}"}\n')
+    assert 0 <= small(toy, base, tmp_path, {"asked": settings}).error("asked", 4)[0] <= 1
+
+
+def test_weights_in_four_bits_count(toy, base, tmp_path):
+    found = small(toy, base, tmp_path, {"lora": tune.LoRAConfig(r=2), "qlora": tune.QLoRAConfig(r=2)})
+    assert found.share("qlora", 4) == found.share("lora", 4) < 1
+
+
 def test_data_or_general_text_that_do_not_fit(toy, base, tmp_path):
     with pytest.raises(ValueError, match="compare: expected texts with labels"):
         compare(replace(toy, kind="text"), base, out=tmp_path)
@@ -440,6 +473,10 @@ def test_a_sentence_says_which_errs_less_or_that_they_cannot_be_told_apart():
     assert made_up({"full": 0.2, "lora": 0.1}).sentence().startswith("lora errs 10.0 points less than full at 100 labels")
     assert made_up({"full": 0.2, "lora": 0.3}).sentence().startswith("lora errs 10.0 points more than full at 100 labels")
     assert "nothing to compare" in made_up({"full": 0.2}).sentence()
+    near = made_up({"full": 0.2, "lora": 0.2})
+    for row in near.results.rows:
+        row["peak_memory_mb"] -= 0.01 * (row["method"] == "lora")
+    assert "99.7 % of its memory" in near.sentence()
     found = made_up({"head": 0.5, "ia3": 0.2})
     assert found.reference == "head" and found.sentence().startswith("ia3 errs 30.0 points less than head")
 

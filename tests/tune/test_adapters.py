@@ -4,11 +4,11 @@ import copy
 
 import numpy as np
 import pytest
-from small_models import awd_lstm, bert, gpt, llama, randomise
+from small_models import LABELS, ROWS, awd_lstm, bert, gpt, llama, randomise
 
 import minitune as mt
 from minitune import models, tune
-from minitune.data import Batch
+from minitune.data import Batch, ClassificationSet
 from minitune.optim import AdamW
 
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -261,6 +261,19 @@ def test_the_share_is_that_of_the_squared_singular_values_and_norms_are_told():
     assert 0 < found.kept < 1 - lost and "not in linear layers" in str(found)
     assert np.array_equal(model.head.weight.data, tuned.head.weight.data)
     assert tune.adapter_names(model) == ["default"]
+
+
+def test_a_head_with_a_bias_is_copied_onto_one_without():
+    """`finetune` leaves such a head on a GPT: what `fold` makes has a bias."""
+    tuned, model = base(labels=["no", "yes"]), base(labels=["no", "yes"])
+    tune.standardize(tuned, ClassificationSet(ROWS, LABELS, 12))
+    randomise(tuned.parameters(), 5, 0.1)
+    with pytest.raises(ValueError, match=r"the head of tuned is standardised. First: tune.fold\(tuned\)"):
+        tune.extract_lora(tuned, model, 2)
+    tune.fold(tuned)
+    assert model.head.bias is None
+    tune.extract_lora(tuned, model, 2)
+    assert np.array_equal(model.head.bias.data, tuned.head.bias.data) and tuned.head.bias.data.any()
 
 
 def other_lstm():

@@ -177,7 +177,7 @@ def test_a_starts_uniform_within_one_over_root_in_and_b_at_zero():
     assert abs(layer.A.data.std() - 0.05 / 3**0.5) < 1e-3                   # a uniform number's deviation: bound / sqrt(3)
 
 
-@pytest.mark.parametrize("r", [0, -1, 17])
+@pytest.mark.parametrize("r", [0, -1, 17, 1.5])
 def test_a_rank_that_does_not_fit_changes_nothing(r):
     model = gpt()
     before, counter = list(model.named_modules()), dict(random.counters)

@@ -157,6 +157,16 @@ def test_hugging_faces_folder_with_a_bias_is_no_head_of_ours(tmp_path):
         models.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_standardised_head_follows_the_precision_of_its_model(dtype):
+    model, rows = classifier(gpt)
+    tune.standardize(model, rows)
+    for wanted in np.float64, dtype:
+        for p in model.parameters():
+            p.data = p.data.astype(wanted)
+    assert model(labelled(model)).dtype == model.head.weight.dtype == dtype
+
+
 def test_what_cannot_be_standardised_is_told():
     model, rows = classifier(gpt)
     with pytest.raises(ValueError, match="expected texts to take the features' mean and deviation of, got none"):
@@ -178,5 +188,5 @@ def test_a_recipe_standardises_its_classifier_and_says_so_only_then():
 @pytest.mark.parametrize("kind", [Recipe, TwoRates, LoRAPlus, Prompting])
 def test_a_recipes_text_names_a_newer_switch_only_where_it_is_on(kind):
     """Runs are known by it: one that does another thing has another text, and runs of before have theirs."""
-    assert "standardize=" not in repr(kind()) and ", standardize=True" in repr(kind(standardize=True))
+    assert "standardize=" not in repr(kind(standardize=False)) and ", standardize=True" in repr(kind(standardize=True))
     assert repr(Recipe()).endswith("pooling='concat', dropout=None, betas=(0.7, 0.99))")

@@ -88,7 +88,8 @@ def section(found: Comparison, name: str) -> list[str]:
             "The rates, and what papers report:", "", "```", found.rates(), "", found.beside_papers(), "```", "",
             f"The base is {base['name']}, a {base['model']} of {base['parameters']:,} weights; texts are cut to "
             f"{settings['protocol']['block_size']} tokens. Forgetting is measured on {general['tokens']:,} tokens of "
-            f"{general['name']}. {settings['workers']} runs at a time on {settings['cores']} cores of {settings['processor']}; "
+            f"{general['name']}. Runs at a time: {settings['workers']}, on {settings['cores']} of the cores of "
+            f"{settings['processor']}; "
             f"all of them, the choice of rates included, took {settings['seconds_of_all_runs'] / 3600:,.1f} hours added up. "
             f"Texts: {settings['citation']} (fingerprint {settings['fingerprint']}). Every run: "
             f"[JSON](../benchmarks/results/compare_{name}.json), made by `{settings['command']}`.", ""]

@@ -1,5 +1,6 @@
 """benchmarks/compare.py writes result, plots and page from end to end, and the page holds what the results say."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -89,9 +90,27 @@ def test_the_settings_are_those_that_were_asked_for():
 def test_the_committed_page_says_what_the_committed_results_say():
     page = (COMMITTED / "docs/lora_or_full.md").read_text(encoding="utf-8")
     for name in compare.SETTINGS:
-        file = COMMITTED / "benchmarks/results" / f"compare_{name}.json"
-        lines = compare.section(Comparison.from_json(file), name) if file.exists() else []
+        lines = compare.section(measured(name), name)
         assert "\n".join([f"<!-- {name}: written by benchmarks/compare.py -->", *lines, f"<!-- end of {name} -->"]) in page
+
+
+def measured(name):
+    return Comparison.from_json(COMMITTED / "benchmarks/results" / f"compare_{name}.json")
+
+
+@pytest.mark.parametrize("name", compare.SETTINGS)
+def test_what_was_measured_is_lora_beside_full_with_three_seeds_and_a_sweep(name):
+    found, (_, protocol) = measured(name), compare.SETTINGS[name]
+    assert {"full", "lora"} <= set(found.methods) and tuple(found.sizes) == protocol.sizes
+    for n in found.sizes:
+        assert all({run["seed"] for run in found.results.runs(method, n)} == set(protocol.seeds) for method in found.methods)
+        assert found.share("lora", n) < 0.1                     # over 90 % fewer parameters than full fine-tuning trains
+    assert all(len(found.swept()[n][method]) == 5 for n in protocol.sweep_at or protocol.sizes for method in ("full", "lora"))
+
+
+def test_a_merged_lora_was_measured_to_be_as_fast_as_its_base():
+    rows = json.loads((COMMITTED / "benchmarks/results/merged.json").read_text(encoding="utf-8"))["rows"]
+    assert all(abs(row["ratio_to_base"] - 1) < 0.03 for row in rows if row["name"] == "merged")      # medians of pairs
 
 
 def test_an_unknown_data_set_is_refused_with_those_there_are(monkeypatch, capsys):

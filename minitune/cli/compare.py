@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--block-size", type=positive, metavar="N", help="cut texts after so many tokens (default: where the "
                         "base does); what is shorter trains faster")
     parser.add_argument("--general", metavar="TEXT", help="a file, or a data set's name, of texts on which forgetting is "
-                        "measured (default: Python's manual)")
+                        "measured (default: docstrings of Python's library)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
                         help="where results go (default: runs/compare)")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="runs side by side, a process each, "

@@ -155,8 +155,8 @@ def compare(dataset: Dataset, base: str | Path, methods: Mapping[str, Any] | Ite
     does as it says, and "scratch", a method of new weights, reads them as they are.
     Their rates stand in `protocol.rates`; those that do not are the usual ones of their kind. `sizes` and `seeds` replace the
     protocol's. Each run makes as many steps; memory is traced in steps of its own, so `trace_memory` is not read.
-    Forgetting is measured on the first 16,384 tokens of `general`, texts of no special kind; None: of the passages of Python's
-    manual in the validation split of `data.load("pydocs")`, which are not for pydocs itself.
+    Forgetting is measured on the first 16,384 tokens of `general`, texts of no special kind; None: of the docstrings
+    in the validation split of `data.load("pydocs")`, which are not for pydocs itself.
     A base that writes no text forgets nothing that could be measured.
     Runs are lines in `out`, as in `sample_efficiency`; called again it goes on where it stopped. With several `workers` or an
     `executor`, runs that go side by side slow each other, each method alike: for times to rely on take one.

@@ -25,7 +25,9 @@ def to_peft(adapter: Adapter, model: Described) -> tuple[dict[str, Any], Arrays]
                               "revision": None, "task_type": model.task()}
     if adapter.virtual is not None:
         return _virtual_to_peft(adapter, model, common)
-    if len(kinds := {layer.kind for layer in adapter.layers.values()}) != 1 or not kinds <= {"LoRA", "DoRA", "IA3"}:
+    if (kinds := {layer.kind for layer in adapter.layers.values()}) == {"QLoRA"}:
+        raise Unheld("PEFT's folder does not say that the base is in four bits")
+    if len(kinds) != 1 or not kinds <= {"LoRA", "DoRA", "IA3"}:
         raise Unheld(f"PEFT has no adapter for {' and '.join(sorted(kinds)) or 'weights trained in full'}")
     joined = _joined(adapter, model)
     tensors = {f"{ROOT}{name}.{NAMES[layer.of, key]}": _as_peft(layer, key)

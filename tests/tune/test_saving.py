@@ -47,7 +47,7 @@ OWN = {
     "BitFit": (tune.BitFitConfig(), {}, "PEFT has no adapter for weights trained in full"),
     "top layers": (tune.TopLayersConfig(1), {}, "weights trained in full"),
     "head only": (tune.FreezeConfig(), {}, "weights trained in full"),
-    "four bits": (tune.QLoRAConfig(r=2), {}, "QLoRA"),
+    "four bits": (tune.QLoRAConfig(r=2), {}, "PEFT's folder does not say that the base is in four bits"),
     "prompt read by BERT's classifier": (tune.PromptConfig(3), {"make": bert}, "the first position"),
     "prefix under a head": (tune.PrefixConfig(3), {}, "no prefix for models under this head"),
     "mean pooling": (tune.LoRAConfig(r=2), {"pooling": "mean"}, "no class for this head"),

@@ -65,9 +65,15 @@ def extract_lora(tuned: Any, base: Any, r: int) -> Extraction:
         raise ValueError("extract_lora: no linear layer differs, and a LoRA changes no others")
     kept = sum(shares[name] * squares[f"{name}.weight"] for name in shares) / total
     adapter.parameters = _same_head(tuned, base)
-    if "head.bias" in adapter.parameters and getattr(base.head, "bias", True) is None:
-        base.head = with_bias(base.head)
-    install(base, adapter)
+    head: Any = getattr(base, "head", None)
+    if "head.bias" in adapter.parameters and getattr(head, "bias", True) is None:
+        base.head = with_bias(head)
+    try:
+        install(base, adapter)
+    except ValueError:                          # as with a head for other labels: nothing has changed
+        if "head.bias" in adapter.parameters:
+            base.head = head
+        raise
     return Extraction(r, shares, kept, {name: square / total for name, square in squares.items()
                                         if square and name.removesuffix(".weight") not in shares})
 

@@ -271,6 +271,11 @@ def test_a_head_with_a_bias_is_copied_onto_one_without():
     with pytest.raises(ValueError, match=r"the head of tuned is standardised. First: tune.fold\(tuned\)"):
         tune.extract_lora(tuned, model, 2)
     tune.fold(tuned)
+    three = base(labels=["no", "yes", "perhaps"])
+    head = three.head
+    with pytest.raises(ValueError, match="head"):
+        tune.extract_lora(tuned, three, 2)
+    assert three.head is head and head.bias is None and tune.adapter_names(three) == []
     assert model.head.bias is None
     tune.extract_lora(tuned, model, 2)
     assert np.array_equal(model.head.bias.data, tuned.head.bias.data) and tuned.head.bias.data.any()
